@@ -1,0 +1,14 @@
+//! lens: a host's flight recorder that diagnoses it.
+//!
+//! Data goes one way, and the modules are named in the order in which it does:
+//!
+//! ```text
+//! probes, host -> skills -> anomaly -> investigate -> api -> outputs
+//! ```
+//!
+//! `base` holds the words that all of them share, `telemetry` what the agent says of itself,
+//! `supervise` and `store` what keeps it running and remembering; `agent` wires it all.
+//! A module imports only from modules above it in `xtask/src/layers.rs`, which checks it.
+
+pub mod base;
+pub mod cli;

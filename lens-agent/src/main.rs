@@ -1,0 +1,7 @@
+//! The `lens` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lens_agent::cli::main()
+}

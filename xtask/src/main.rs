@@ -1,0 +1,2 @@
+//! Sets up, builds, runs, tests and lints lens.
+fn main() {}
