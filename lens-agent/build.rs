@@ -11,11 +11,15 @@ use std::{
 };
 
 /// One ELF each; the names of the binaries in lens-ebpf/src/bin.
-const OBJECTS: &[&str] = &["sched"];
+const OBJECTS: &[&str] = &["targets", "sched"];
 
 const TARGET: &str = "bpfel-unknown-none";
-const RUSTFLAGS: &[&str] =
-    &["--cfg=bpf_target_arch=\"x86_64\"", "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+const RUSTFLAGS: &[&str] = &[
+    "--cfg=bpf_target_arch=\"x86_64\"",
+    "-Ctarget-cpu=v3",
+    "-Cdebuginfo=2",
+    "-Clink-arg=--btf",
+];
 
 enum Toolchain {
     Debian,
@@ -26,9 +30,9 @@ fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let root = manifest.parent().map(Path::to_path_buf).unwrap_or_default();
     for path in ["lens-ebpf", "lens-common", "Cargo.lock"] {
-        println!("cargo:rerun-if-changed={}", root.join(path).display());
+        println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
-    println!("cargo:rerun-if-env-changed=LENS_WITHOUT_EBPF");
+    println!("cargo::rerun-if-env-changed=LENS_WITHOUT_EBPF");
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let built = if env::var_os("LENS_WITHOUT_EBPF").is_some() {
         None
@@ -36,13 +40,13 @@ fn main() {
         match build(&toolchain, &root) {
             Ok(dir) => Some(dir),
             Err(why) => {
-                println!("cargo:error=the kernel programs do not build: {why}");
+                println!("cargo::error=the kernel programs do not build: {why}");
                 return;
             }
         }
     } else {
         println!(
-            "cargo:warning=no toolchain for {TARGET}: this lens is built without kernel programs; run `cargo xtask setup`"
+            "cargo::warning=no toolchain for {TARGET}: this lens is built without kernel programs; run `cargo xtask setup`"
         );
         None
     };
@@ -53,22 +57,31 @@ fn main() {
             None => fs::write(&to, []),
         };
         if let Err(why) = copied {
-            println!("cargo:error=cannot write {}: {why}", to.display());
+            println!("cargo::error=cannot write {}: {why}", to.display());
         }
     }
 }
 
 fn find_toolchain() -> Option<Toolchain> {
-    let has_linker = Command::new("bpf-linker").arg("--version").output().is_ok_and(|o| o.status.success());
+    let has_linker = Command::new("bpf-linker")
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success());
     if !has_linker {
         return None;
     }
     if Path::new("/usr/lib/rustlib").join(TARGET).exists() {
         return Some(Toolchain::Debian);
     }
-    let sysroot = Command::new("rustc").args(["+nightly", "--print", "sysroot"]).output().ok()?;
+    let sysroot = Command::new("rustc")
+        .args(["+nightly", "--print", "sysroot"])
+        .output()
+        .ok()?;
     let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
-    sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").exists().then_some(Toolchain::Nightly)
+    sysroot
+        .join("lib/rustlib/src/rust/library/Cargo.lock")
+        .exists()
+        .then_some(Toolchain::Nightly)
 }
 
 /// Builds all objects in a target folder of their own (the outer cargo holds the lock of its own
@@ -79,7 +92,9 @@ fn build(toolchain: &Toolchain, root: &Path) -> Result<PathBuf, String> {
     let mut cargo = match toolchain {
         Toolchain::Debian => {
             let mut cargo = Command::new("/usr/bin/cargo");
-            cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+            cargo
+                .env("RUSTC", "/usr/bin/rustc")
+                .env("RUSTC_BOOTSTRAP", "1");
             cargo
         }
         Toolchain::Nightly => {
@@ -88,14 +103,30 @@ fn build(toolchain: &Toolchain, root: &Path) -> Result<PathBuf, String> {
             cargo
         }
     };
-    cargo.args(["build", "--locked", "--package", "lens-ebpf", "--profile", "bpf", "--target", TARGET]);
+    cargo.args([
+        "build",
+        "--locked",
+        "--package",
+        "lens-ebpf",
+        "--profile",
+        "bpf",
+        "--target",
+        TARGET,
+    ]);
     if matches!(toolchain, Toolchain::Nightly) {
         cargo.arg("-Zbuild-std=core");
     }
     cargo.current_dir(root).env("CARGO_TARGET_DIR", &target);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
     // What the outer cargo (or clippy) set for itself does not hold for the inner one.
-    for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTDOC"] {
+    for name in [
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTUP_TOOLCHAIN",
+        "CARGO",
+        "RUSTDOC",
+    ] {
         cargo.env_remove(name);
     }
     if matches!(toolchain, Toolchain::Nightly) {
@@ -103,7 +134,7 @@ fn build(toolchain: &Toolchain, root: &Path) -> Result<PathBuf, String> {
     }
     let done = cargo.output().map_err(|why| format!("{cargo:?}: {why}"))?;
     if !done.status.success() {
-        return Err(String::from_utf8_lossy(&done.stderr).replace('\n', "\ncargo:error="));
+        return Err(String::from_utf8_lossy(&done.stderr).replace('\n', "\ncargo::error="));
     }
     Ok(target.join(TARGET).join("bpf"))
 }

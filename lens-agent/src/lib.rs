@@ -12,3 +12,4 @@
 
 pub mod base;
 pub mod cli;
+pub mod probes;

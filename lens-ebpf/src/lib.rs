@@ -1,2 +1,30 @@
-//! x
+//! The kernel side of lens. One binary in `src/bin` is one object; what several share is here.
+//!
+//! Rules that hold for all of it:
+//! - Fields of kernel structures are read at offsets that the agent takes from the kernel's own
+//!   BTF and hands over in frozen `.rodata` ([`field`]): the verifier sees constants, so these are
+//!   plain typed loads, and the same object fits every kernel.
+//! - Who is watched is decided here ([`target`]), before anything is counted.
+//! - Every table is bounded, and what finds no room is counted ([`loss`]).
+//! - Counters lie in one block a CPU ([`per_cpu`]); no program writes another CPU's block.
 #![no_std]
+#![feature(asm_experimental_arch)]
+#![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
+
+pub mod field;
+pub mod flat;
+pub mod loss;
+pub mod per_cpu;
+pub mod target;
+pub mod task;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The verifier lets only programs under the GPL call most helpers; lens-ebpf may be used under it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

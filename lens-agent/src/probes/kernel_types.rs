@@ -1,0 +1,193 @@
+//! What the running kernel's structures look like, from its own BTF.
+
+use std::{fmt, path::Path};
+
+use btf_rs::{Btf, Type};
+
+/// The BTF of the running kernel.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the kernel's types cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelTypesError {
+    /// No BTF.
+    #[error(
+        "this kernel has no BTF ({VMLINUX}): lens needs a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    )]
+    Absent,
+    /// BTF that cannot be understood.
+    #[error("{path}: {why}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The kernel's types, as long as objects are being loaded; several MB, so not longer.
+pub struct KernelTypes {
+    types: Btf,
+    aya: aya::Btf,
+}
+
+impl fmt::Debug for KernelTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelTypes").finish_non_exhaustive()
+    }
+}
+
+impl KernelTypes {
+    /// Reads the running kernel's BTF.
+    pub fn of_running_kernel() -> Result<Self, KernelTypesError> {
+        if !Path::new(VMLINUX).exists() {
+            return Err(KernelTypesError::Absent);
+        }
+        let malformed = |why: String| KernelTypesError::Malformed {
+            path: VMLINUX.to_owned(),
+            why,
+        };
+        Ok(Self {
+            types: Btf::from_file(VMLINUX).map_err(|why| malformed(why.to_string()))?,
+            aya: aya::Btf::from_sys_fs().map_err(|why| malformed(why.to_string()))?,
+        })
+    }
+
+    /// The same, as aya wants it.
+    pub(super) fn aya(&self) -> &aya::Btf {
+        &self.aya
+    }
+
+    /// Byte offset of the member at `path` (`se.cfs_rq`) in `structure`; members of anonymous
+    /// structures and unions are found where C finds them.
+    pub fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+        let mut here = self.structure(structure)?;
+        let mut bits = 0;
+        let mut names = path.split('.').peekable();
+        while let Some(name) = names.next() {
+            let (offset, of) = self.member(&here, name)?;
+            bits += offset;
+            if names.peek().is_some() {
+                here = as_structure(self.bare(of)?)?;
+            }
+        }
+        Some(bits / 8)
+    }
+
+    /// The first of several members that exists.
+    pub fn any_offset(&self, structure: &str, paths: &[&str]) -> Option<u32> {
+        paths.iter().find_map(|path| self.offset(structure, path))
+    }
+
+    /// The value of `name` in the enumeration `of`.
+    pub fn enum_value(&self, of: &str, name: &str) -> Option<u32> {
+        let types = self.types.resolve_types_by_name(of).ok()?;
+        types.into_iter().find_map(|found| {
+            let Type::Enum(found) = found else {
+                return None;
+            };
+            let member = found
+                .members
+                .iter()
+                .find(|m| self.types.resolve_name(*m).is_ok_and(|n| n == name))?;
+            Some(member.val())
+        })
+    }
+
+    /// How many arguments the tracepoint `name` hands to a `tp_btf` program, if it exists.
+    pub fn tracepoint_args(&self, name: &str) -> Option<usize> {
+        let types = self
+            .types
+            .resolve_types_by_name(&format!("btf_trace_{name}"))
+            .ok()?;
+        let typedef = types.into_iter().find(|t| matches!(t, Type::Typedef(_)))?;
+        let pointer = self
+            .types
+            .resolve_chained_type(typedef.as_btf_type()?)
+            .ok()?;
+        let Type::FuncProto(prototype) = self
+            .types
+            .resolve_chained_type(pointer.as_btf_type()?)
+            .ok()?
+        else {
+            return None;
+        };
+        // The first is the registration's own `void *`.
+        prototype.parameters.len().checked_sub(1)
+    }
+
+    fn structure(&self, name: &str) -> Option<btf_rs::Struct> {
+        self.types
+            .resolve_types_by_name(name)
+            .ok()?
+            .into_iter()
+            .find_map(as_structure)
+    }
+
+    fn member(&self, of: &btf_rs::Struct, name: &str) -> Option<(u32, Type)> {
+        for member in &of.members {
+            let own = self.types.resolve_name(member).unwrap_or_default();
+            if own == name {
+                return Some((
+                    member.bit_offset(),
+                    self.types.resolve_chained_type(member).ok()?,
+                ));
+            }
+            if own.is_empty()
+                && let Ok(inner) = self.types.resolve_chained_type(member)
+                && let Some(inner) = self.bare(inner).and_then(as_structure)
+                && let Some((offset, found)) = self.member(&inner, name)
+            {
+                return Some((member.bit_offset() + offset, found));
+            }
+        }
+        None
+    }
+
+    /// Without `typedef`, `const`, `volatile` and the like.
+    fn bare(&self, mut of: Type) -> Option<Type> {
+        while matches!(
+            of,
+            Type::Typedef(_)
+                | Type::Const(_)
+                | Type::Volatile(_)
+                | Type::Restrict(_)
+                | Type::TypeTag(_)
+        ) {
+            of = self.types.resolve_chained_type(of.as_btf_type()?).ok()?;
+        }
+        Some(of)
+    }
+}
+
+fn as_structure(of: Type) -> Option<btf_rs::Struct> {
+    match of {
+        Type::Struct(found) | Type::Union(found) => Some(found),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_of_the_running_kernel() {
+        let Ok(types) = KernelTypes::of_running_kernel() else {
+            eprintln!("NOT RUN: this kernel has no BTF");
+            return;
+        };
+        // A nested path is the sum of its parts, and an anonymous union is seen through.
+        let se = types.offset("task_struct", "se").unwrap();
+        let nested = types.offset("task_struct", "se.vruntime").unwrap();
+        assert_eq!(
+            nested,
+            se + types.offset("sched_entity", "vruntime").unwrap()
+        );
+        assert!(types.offset("page", "mapping").is_some());
+        assert_eq!(types.offset("task_struct", "no_such_member"), None);
+        assert_eq!(types.offset("no_such_struct", "x"), None);
+        assert!(types.tracepoint_args("sched_switch").unwrap() >= 3);
+        assert_eq!(types.tracepoint_args("no_such_tracepoint"), None);
+    }
+}

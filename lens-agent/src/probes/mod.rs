@@ -1,0 +1,266 @@
+//! What is counted in the kernel, and read from there.
+//!
+//! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
+//! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
+
+mod glob;
+mod kernel_types;
+mod mapped;
+mod object;
+mod pins;
+pub mod sched;
+mod targets;
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use self::pins::Pins;
+pub use self::{
+    glob::{GlobError, Globs},
+    kernel_types::{KernelTypes, KernelTypesError},
+    object::{ObjectError, ProgramCost},
+    sched::{Held, Holder, SchedCounters, SchedReading},
+    targets::{TargetState, Targets, Watched},
+};
+use crate::base::quality::Quality;
+
+/// A probe as it is listed, before it runs.
+#[derive(Debug)]
+pub struct Definition {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it measures.
+    pub title: &'static str,
+    /// What cannot be diagnosed without it.
+    pub blind: &'static str,
+    start: fn(&Setup<'_>) -> Result<Box<dyn Probe>, ProbeError>,
+}
+
+/// Every probe, in the order in which they start.
+pub const REGISTRY: &[Definition] = &[Definition {
+    name: "sched",
+    title: "run-queue waits and sleeps by cgroup, and who held the CPU meanwhile",
+    blind: "who waits for a CPU and because of whom",
+    start: sched::start,
+}];
+
+/// Why a probe does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Its object cannot be used.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// It ran and cannot be read.
+    #[error("probe {probe}: {why}")]
+    Read {
+        /// The probe.
+        probe: &'static str,
+        /// What failed.
+        why: String,
+    },
+}
+
+/// What a probe is started with.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    types: &'a KernelTypes,
+    pins: &'a Pins,
+    cpus: usize,
+    watched: &'a Watched,
+}
+
+/// A running probe.
+pub trait Probe: Debug + Send {
+    /// Its name in [`REGISTRY`].
+    fn name(&self) -> &'static str;
+    /// Adds what it has counted so far.
+    fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError>;
+    /// Clears the counters of a slot that changes hands.
+    fn clear(&self, slot: u32);
+    /// What its programs have cost so far.
+    fn costs(&self) -> Vec<ProgramCost>;
+}
+
+/// What all probes have counted, at one moment. A probe that does not run is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelReading {
+    /// Names of the cgroups that are targets, by id.
+    pub targets: BTreeMap<u64, Arc<str>>,
+    /// Names of other cgroups that a number refers to.
+    pub names: BTreeMap<u64, Arc<str>>,
+    /// Waits for CPUs.
+    pub sched: Option<SchedReading>,
+    /// What was not seen.
+    pub quality: Quality,
+}
+
+/// Which probes to run, for whom.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose waiting and work is counted.
+    pub globs: Globs,
+    /// Only these probes; all if empty.
+    pub only: Vec<String>,
+    /// Not these.
+    pub without: Vec<String>,
+}
+
+/// A probe that was to run and does not.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The probe.
+    pub probe: &'static str,
+    /// Why.
+    pub why: ProbeError,
+}
+
+/// The running probes and the table of their targets.
+#[derive(Debug)]
+pub struct Probes {
+    targets: Targets,
+    running: Vec<Box<dyn Probe>>,
+    refused: Vec<Refusal>,
+    readings: u64,
+    _pins: Pins,
+    _statistics: Option<std::os::fd::OwnedFd>,
+}
+
+/// Readings between two looks at the whole cgroup tree.
+const SCAN_EVERY: u64 = 10;
+
+impl Probes {
+    /// Loads and attaches. A probe that the kernel refuses is left out and listed in
+    /// [`Probes::refused`]; without the table of targets nothing can be counted.
+    pub fn start(watched: &Watched, config: &Config) -> Result<Self, StartError> {
+        let types = KernelTypes::of_running_kernel()?;
+        let pins = Pins::new().map_err(StartError::Pins)?;
+        let cpus = object::possible_cpus().map_err(StartError::Cpus)?;
+        // What programs cost is counted while this is open; without it costs are not known.
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
+        let targets = Targets::start(&types, &pins, cpus, watched, config.globs.clone())?;
+        let setup = Setup {
+            types: &types,
+            pins: &pins,
+            cpus,
+            watched,
+        };
+        let mut running = Vec::new();
+        let mut refused = Vec::new();
+        for definition in REGISTRY {
+            if !config.wants(definition.name) {
+                continue;
+            }
+            match (definition.start)(&setup) {
+                Ok(probe) => running.push(probe),
+                Err(why) => refused.push(Refusal {
+                    probe: definition.name,
+                    why,
+                }),
+            }
+        }
+        drop(types);
+        Ok(Self {
+            targets,
+            running,
+            refused,
+            readings: 0,
+            _pins: pins,
+            _statistics: statistics,
+        })
+    }
+
+    /// Reads everything once.
+    pub fn read(&mut self) -> KernelReading {
+        self.readings += 1;
+        self.targets.update();
+        if self.readings.is_multiple_of(SCAN_EVERY) {
+            self.targets.scan();
+        }
+        let mut reading = KernelReading::default();
+        for refusal in &self.refused {
+            reading.quality.miss(refusal.probe, refusal.why.to_string());
+        }
+        for probe in &mut self.running {
+            if let Err(why) = probe.read(&self.targets, &mut reading) {
+                reading.quality.miss(probe.name(), why.to_string());
+            }
+        }
+        self.targets.quality(&mut reading.quality);
+        self.name(&mut reading);
+        let running = &self.running;
+        self.targets.settle(|slot| {
+            for probe in running {
+                probe.clear(slot);
+            }
+        });
+        reading
+    }
+
+    /// The watched cgroups.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// Names of the probes that run.
+    pub fn running(&self) -> impl Iterator<Item = &'static str> {
+        self.running.iter().map(|p| p.name())
+    }
+
+    /// What was to run and does not.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
+    }
+
+    /// What each probe's programs have cost so far.
+    pub fn costs(&self) -> Vec<(&'static str, Vec<ProgramCost>)> {
+        let mut costs = vec![("targets", self.targets.object().costs())];
+        costs.extend(self.running.iter().map(|p| (p.name(), p.costs())));
+        costs
+    }
+
+    fn name(&self, reading: &mut KernelReading) {
+        for (id, target) in self.targets.live() {
+            reading.targets.insert(*id, target.path.clone());
+        }
+        let held = reading
+            .sched
+            .iter()
+            .flat_map(|s| s.cgroups.values())
+            .flat_map(|c| c.held.keys());
+        for holder in held {
+            if let Holder::Cgroup(id) = holder
+                && !reading.targets.contains_key(id)
+                && let Some(name) = self.targets.name_of(*id)
+            {
+                reading.names.insert(*id, name.clone());
+            }
+        }
+    }
+}
+
+impl Config {
+    fn wants(&self, probe: &str) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|p| p == probe))
+            && !self.without.iter().any(|p| p == probe)
+    }
+}
+
+/// Why nothing can be counted.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No BTF.
+    #[error(transparent)]
+    Types(#[from] KernelTypesError),
+    /// The number of CPUs is not known.
+    #[error("cannot tell the number of CPUs: {0}")]
+    Cpus(std::io::Error),
+    /// No place to share maps.
+    #[error(
+        "cannot make a BPF file system to share maps in: {0}; lens needs CAP_SYS_ADMIN (run it as root)"
+    )]
+    Pins(std::io::Error),
+    /// No table of targets.
+    #[error("cannot watch cgroups: {0}")]
+    Targets(#[from] ObjectError),
+}

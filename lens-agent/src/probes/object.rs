@@ -1,0 +1,333 @@
+//! Loading an object: its constants, the sizes of its maps, its programs.
+
+use std::path::PathBuf;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Iter, Program},
+};
+use lens_common::{limits, loss};
+
+use super::{
+    kernel_types::KernelTypes,
+    mapped::{Mapped, MappedError},
+    pins::Pins,
+};
+
+/// The object of a name in lens-ebpf/src/bin.
+macro_rules! bytes {
+    ($name:literal) => {
+        aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name))
+    };
+}
+pub(super) use bytes;
+
+/// Why an object cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Built without the toolchain for kernel programs.
+    #[error(
+        "this lens was built without kernel programs; `cargo xtask setup` installs what builds them"
+    )]
+    Empty,
+    /// A field that cannot be done without.
+    #[error("this kernel's `{structure}` has no `{field}`")]
+    NoField {
+        /// The structure.
+        structure: &'static str,
+        /// The member.
+        field: &'static str,
+    },
+    /// The kernel refused the object.
+    #[error("the kernel refused object `{object}`: {why}")]
+    Load {
+        /// The object.
+        object: &'static str,
+        /// What the kernel said.
+        why: String,
+    },
+    /// The kernel refused one program.
+    #[error("the kernel refused program `{program}`: {why}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// What the kernel said.
+        why: String,
+    },
+    /// A map cannot be read.
+    #[error(transparent)]
+    Map(#[from] MappedError),
+}
+
+/// The sources of an error in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = inner.source();
+    }
+    without_trace(&text)
+}
+
+/// A verifier's log runs to thousands of lines; what it objects to stands in the last ones.
+fn without_trace(text: &str) -> String {
+    const KEPT: usize = 4;
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= 2 * KEPT {
+        return text.to_owned();
+    }
+    let end = lines
+        .iter()
+        .rposition(|l| l.starts_with("verification time"))
+        .unwrap_or(lines.len());
+    let from = end.saturating_sub(KEPT).max(1);
+    format!("{} … {}", lines[0], lines[from..end].join(" | "))
+}
+
+/// An object to be loaded.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    object: &'static str,
+    bytes: &'static [u8],
+    types: &'a KernelTypes,
+    cpus: usize,
+    constants: Vec<(&'static str, u32)>,
+    sizes: Vec<(&'static str, u32)>,
+    pins: Vec<(&'static str, PathBuf)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Begins with what every object has: its losses, by CPU.
+    pub fn new(
+        object: &'static str,
+        bytes: &'static [u8],
+        types: &'a KernelTypes,
+        cpus: usize,
+    ) -> Self {
+        let mut plan = Self {
+            object,
+            bytes,
+            types,
+            cpus,
+            constants: Vec::new(),
+            sizes: Vec::new(),
+            pins: Vec::new(),
+        };
+        plan.per_cpu("LOSS", loss::COUNTERS);
+        plan
+    }
+
+    /// Sets a constant.
+    pub fn constant(&mut self, name: &'static str, value: u32) -> &mut Self {
+        self.constants.push((name, value));
+        self
+    }
+
+    /// Sets a constant to the offset of a member.
+    pub fn offset(
+        &mut self,
+        name: &'static str,
+        structure: &'static str,
+        field: &'static str,
+    ) -> Result<&mut Self, ObjectError> {
+        let offset = self
+            .types
+            .offset(structure, field)
+            .ok_or(ObjectError::NoField { structure, field })?;
+        Ok(self.constant(name, offset))
+    }
+
+    /// Gives the array `map` a block of `block` entries for each CPU.
+    pub fn per_cpu(&mut self, map: &'static str, block: u32) -> &mut Self {
+        let cpus = u32::try_from(self.cpus).unwrap_or(u32::MAX);
+        self.sizes.push((map, block.saturating_mul(cpus)));
+        self
+    }
+
+    /// Shares `map` with other objects.
+    pub fn share(&mut self, map: &'static str, pins: &Pins) -> &mut Self {
+        self.pins.push((map, pins.path(map)));
+        self
+    }
+
+    /// Hands the object to the kernel; attaches nothing.
+    pub fn load(&self) -> Result<Object, ObjectError> {
+        if self.bytes.is_empty() {
+            return Err(ObjectError::Empty);
+        }
+        let mut loader = EbpfLoader::new();
+        // Task storage: the agent never reads that map itself.
+        loader.allow_unsupported_maps();
+        for (name, value) in &self.constants {
+            loader.override_global(name, value, true);
+        }
+        for (name, entries) in &self.sizes {
+            loader.map_max_entries(name, *entries);
+        }
+        for (name, path) in &self.pins {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let ebpf = loader.load(self.bytes).map_err(|why| ObjectError::Load {
+            object: self.object,
+            why: chain(&why),
+        })?;
+        Ok(Object {
+            name: self.object,
+            ebpf,
+            cpus: self.cpus,
+        })
+    }
+}
+
+/// A loaded object; dropping it detaches its programs.
+#[derive(Debug)]
+pub struct Object {
+    name: &'static str,
+    ebpf: Ebpf,
+    cpus: usize,
+}
+
+/// What one program costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// The program.
+    pub program: String,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long it ran in all; 0 where the kernel's statistics are off.
+    pub run_ns: u64,
+    /// Instructions that the verifier looked at; `None` before 5.16.
+    pub verified: Option<u32>,
+}
+
+impl Object {
+    /// The object's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Attaches the `tp_btf` program `program` to the tracepoint of the same name.
+    pub fn attach(
+        &mut self,
+        program: &'static str,
+        types: &KernelTypes,
+    ) -> Result<(), ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        match self.ebpf.program_mut(program) {
+            Some(Program::BtfTracePoint(found)) => {
+                found
+                    .load(program, types.aya())
+                    .map_err(|why| refused(chain(&why)))?;
+                found.attach().map_err(|why| refused(chain(&why)))?;
+                Ok(())
+            }
+            _ => Err(refused(
+                "the object has no such tracepoint program".to_owned(),
+            )),
+        }
+    }
+
+    /// Loads the iterator `program` over tasks and pins it: each reading of the file walks anew.
+    pub fn pin_iterator(
+        &mut self,
+        program: &'static str,
+        types: &KernelTypes,
+        pins: &Pins,
+    ) -> Result<PathBuf, ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::Iter(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such iterator".to_owned()));
+        };
+        let iterator: &mut Iter = found;
+        iterator
+            .load("task", types.aya())
+            .map_err(|why| refused(chain(&why)))?;
+        let link = iterator.attach().map_err(|why| refused(chain(&why)))?;
+        let link = iterator
+            .take_link(link)
+            .map_err(|why| refused(chain(&why)))?;
+        let link =
+            aya::programs::links::FdLink::try_from(link).map_err(|why| refused(chain(&why)))?;
+        let path = pins.path(program);
+        link.pin(&path).map_err(|why| refused(chain(&why)))?;
+        Ok(path)
+    }
+
+    /// Maps an array that has a block of `block` entries for each CPU.
+    pub fn mapped<T: lens_common::Plain>(
+        &self,
+        map: &'static str,
+        block: u32,
+    ) -> Result<Mapped<T>, ObjectError> {
+        Ok(Mapped::of(&self.ebpf, map, block, self.cpus)?)
+    }
+
+    /// Takes any other map, which must outlive the loading of the programs that use it.
+    pub fn take_map(&mut self, map: &'static str) -> Result<aya::maps::Map, ObjectError> {
+        self.ebpf
+            .take_map(map)
+            .ok_or(ObjectError::Map(MappedError::Absent(map)))
+    }
+
+    /// What the object's programs have cost so far.
+    pub fn costs(&self) -> Vec<ProgramCost> {
+        let mut costs = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            let Ok(info) = program.info() else { continue };
+            costs.push(ProgramCost {
+                program: name.to_owned(),
+                runs: info.run_count(),
+                run_ns: u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX),
+                verified: info.verified_instruction_count(),
+            });
+        }
+        costs
+    }
+}
+
+/// The losses of one object, by CPU.
+#[derive(Debug)]
+pub struct Losses {
+    object: &'static str,
+    counters: Mapped<loss::Counter>,
+}
+
+impl Losses {
+    /// Maps the object's loss counters.
+    pub fn of(object: &Object) -> Result<Self, ObjectError> {
+        let counters = object.mapped("LOSS", loss::COUNTERS)?;
+        Ok(Self {
+            object: object.name,
+            counters,
+        })
+    }
+
+    /// Losses of kind `what` so far, over all CPUs.
+    pub fn count(&self, what: u32) -> u64 {
+        (0..self.counters.cpus())
+            .filter_map(|cpu| self.counters.get(cpu, what as usize))
+            .map(|n| n.0)
+            .sum()
+    }
+
+    /// All losses so far, by `object.map`; those that are 0 are left out.
+    pub fn all(&self) -> Vec<(String, u64)> {
+        loss::NAMES
+            .iter()
+            .map(|(what, name)| (format!("{}.{name}", self.object), self.count(*what)))
+            .filter(|(_, n)| *n != 0)
+            .collect()
+    }
+}
+
+/// How many CPUs the kernel's per-CPU blocks are made for.
+pub fn possible_cpus() -> std::io::Result<usize> {
+    aya::util::nr_cpus()
+        .map_err(|(file, why)| std::io::Error::new(why.kind(), format!("{file}: {why}")))
+}
+
+const _: () = assert!(limits::SLOTS > 1);

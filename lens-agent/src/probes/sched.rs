@@ -1,0 +1,463 @@
+//! Who waits for a CPU, who sleeps, and who ran meanwhile: the reader of the sched object.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use lens_common::{
+    hist::{BUCKETS, Hist},
+    limits::{PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
+    sched::{BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Pair, Runs, SchedSlot, Waiting},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    KernelReading, Probe, ProbeError, Setup,
+    mapped::Mapped,
+    object::{Losses, Object, Plan, ProgramCost, bytes},
+    targets::{Targets, cgroup_constants},
+};
+use crate::base::quality::Quality;
+
+/// Who held a CPU while somebody waited for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Holder {
+    /// Tasks of this cgroup.
+    Cgroup(u64),
+    /// Kernel threads, interrupts, a hypervisor.
+    Kernel,
+    /// Nobody; the waiter's own quota kept it off.
+    Quota,
+    /// Nobody: the CPU was idle.
+    Idle,
+    /// Not known.
+    Unattributed,
+}
+
+impl Holder {
+    fn from_kernel(by: u64) -> Self {
+        match by {
+            BY_IDLE => Self::Idle,
+            BY_KERNEL => Self::Kernel,
+            BY_QUOTA => Self::Quota,
+            BY_UNATTRIBUTED => Self::Unattributed,
+            id => Self::Cgroup(id),
+        }
+    }
+}
+
+/// Waiter time behind one holder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Of waits that are all walked back.
+    pub exact_ns: u64,
+    /// Of the sampled short waits; their sum stands for [`SchedCounters::sampled_ns`].
+    pub sampled_ns: u64,
+}
+
+/// Counters of one cgroup since it became a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedCounters {
+    /// Waits for a CPU that ended.
+    pub waits: u64,
+    /// Time waited, over all tasks; waits under way count as far as they have come.
+    pub wait_ns: u64,
+    /// The longest wait that ended since the reading before, or is under way.
+    pub wait_max_ns: u64,
+    /// The part of `wait_ns` whose holders are sampled.
+    pub sampled_ns: u64,
+    /// The part of `wait_ns` whose holder found no room in the table.
+    pub other_ns: u64,
+    /// Tasks switched out that could have gone on.
+    pub preempted: u64,
+    /// Sleeps that ended: interruptible, uninterruptible, other states.
+    pub sleeps: [u64; 3],
+    /// Their length.
+    pub sleep_ns: [u64; 3],
+    /// Lengths of waits that ended, by power of two.
+    pub wait_hist: Hist,
+    /// Who ran meanwhile.
+    pub held: BTreeMap<Holder, Held>,
+    /// Waits under way.
+    pub waiting: u64,
+}
+
+/// What the sched object has counted, by cgroup id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedReading {
+    /// One entry a target that has counted anything; id 0 stands for all targets beyond the limit.
+    pub cgroups: BTreeMap<u64, SchedCounters>,
+}
+
+/// The probe.
+#[derive(Debug)]
+pub struct Sched {
+    object: Object,
+    losses: Losses,
+    slots: Mapped<SchedSlot>,
+    pairs: Mapped<Pair>,
+    runs: Mapped<Runs>,
+    /// Where the waits under way can be read; absent where the kernel does not keep them.
+    waiting: Option<PathBuf>,
+    splits_quota: bool,
+}
+
+/// Loads and attaches it.
+pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
+    Ok(Box::new(Sched::start(setup, false)?))
+}
+
+impl Sched {
+    /// `forced_fallback`: does without the kernel's own book-keeping of waits although it is there.
+    pub(super) fn start(setup: &Setup<'_>, forced_fallback: bool) -> Result<Self, ProbeError> {
+        let types = setup.types;
+        let mut plan = Plan::new("sched", bytes!("sched"), types, setup.cpus);
+        cgroup_constants(&mut plan, types, setup.watched)?;
+        plan.share("TARGETS", setup.pins);
+        plan.offset("TASK_PID", "task_struct", "pid")?;
+        plan.offset("TASK_FLAGS", "task_struct", "flags")?;
+        plan.offset("META_SEQ", "bpf_iter_meta", "seq")?;
+        let optional = [
+            ("TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
+            ("TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
+            ("TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
+            ("TASK_CPU", "task_struct", "thread_info.cpu"),
+            ("CFS_RQ_RQ", "cfs_rq", "rq"),
+            ("RQ_CLOCK", "rq", "clock"),
+            ("RQ_CLOCK_TASK", "rq", "clock_task"),
+        ];
+        let mut has_sched_info = !forced_fallback;
+        for (name, structure, field) in optional {
+            let offset = types.offset(structure, field);
+            has_sched_info &= offset.is_some();
+            plan.constant(name, offset.unwrap_or_default());
+        }
+        plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
+        let throttled = types.any_offset(
+            "cfs_rq",
+            &["throttled_clock_self_time", "throttled_clock_pelt_time"],
+        );
+        let splits_quota = has_sched_info && throttled.is_some();
+        plan.constant("CFS_RQ_THROTTLED_NS", throttled.unwrap_or_default());
+        plan.constant("HAS_THROTTLED", u32::from(splits_quota));
+        let throttled_at = types.offset("cfs_rq", "throttled_clock_self");
+        plan.constant("CFS_RQ_THROTTLED_AT", throttled_at.unwrap_or_default());
+        plan.constant(
+            "HAS_THROTTLED_AT",
+            u32::from(splits_quota && throttled_at.is_some()),
+        );
+        plan.per_cpu("SLOT", SLOTS)
+            .per_cpu("PAIR", PAIRS)
+            .per_cpu("RUN", 1);
+        plan.per_cpu("THROTTLE", THROTTLED);
+        let mut object = plan.load()?;
+        let waiting = if has_sched_info {
+            object.pin_iterator("waiting", types, setup.pins).ok()
+        } else {
+            object.attach("sched_wakeup", types)?;
+            object.attach("sched_wakeup_new", types)?;
+            None
+        };
+        if has_sched_info {
+            object.attach("sched_migrate_task", types)?;
+        }
+        object.attach("sched_switch", types)?;
+        Ok(Self {
+            losses: Losses::of(&object)?,
+            slots: object.mapped("SLOT", SLOTS)?,
+            pairs: object.mapped("PAIR", PAIRS)?,
+            runs: object.mapped("RUN", 1)?,
+            object,
+            waiting,
+            splits_quota,
+        })
+    }
+
+    fn slot(&self, slot: u32) -> SchedCounters {
+        let mut sum = SchedCounters::default();
+        for cpu in 0..self.slots.cpus() {
+            let Some(at) = self.slots.get(cpu, slot as usize) else {
+                continue;
+            };
+            sum.waits += at.waits;
+            sum.wait_ns += at.wait_ns;
+            sum.sampled_ns += at.sampled_ns;
+            sum.other_ns += at.other_ns;
+            sum.preempted += at.preempted;
+            for kind in 0..3 {
+                sum.sleeps[kind] += at.sleeps[kind];
+                sum.sleep_ns[kind] += at.sleep_ns[kind];
+            }
+            for bucket in 0..BUCKETS {
+                sum.wait_hist[bucket] += at.wait_hist[bucket];
+            }
+            sum.wait_max_ns = sum.wait_max_ns.max(self.take_max(cpu, slot));
+        }
+        sum
+    }
+
+    /// The longest wait since the last reading; begins anew.
+    fn take_max(&self, cpu: usize, slot: u32) -> u64 {
+        let Some(at) = self.slots.at(cpu, slot as usize) else {
+            return 0;
+        };
+        // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
+        #[expect(unsafe_code, reason = "an atomic exchange in shared memory")]
+        let max = unsafe { AtomicU64::from_ptr(&raw mut (*at).wait_max_ns) };
+        max.swap(0, Ordering::Relaxed)
+    }
+
+    fn add_pairs(&self, into: &mut BTreeMap<u64, SchedCounters>, targets: &Targets) {
+        for cpu in 0..self.pairs.cpus() {
+            for i in 0..self.pairs.block() {
+                let Some(pair) = self.pairs.get(cpu, i) else {
+                    continue;
+                };
+                if pair.victim == 0 {
+                    continue;
+                }
+                if !targets.live().contains_key(&pair.victim) {
+                    // Its cgroup is gone for good: make room.
+                    self.pairs.set(cpu, i, Pair::default());
+                    continue;
+                }
+                let Some(counters) = into.get_mut(&pair.victim) else {
+                    continue;
+                };
+                let held = counters
+                    .held
+                    .entry(Holder::from_kernel(pair.by))
+                    .or_default();
+                held.exact_ns += pair.ns;
+                held.sampled_ns += pair.sampled_ns;
+            }
+        }
+    }
+
+    /// Adds the waits that have not ended.
+    fn add_waiting(
+        &self,
+        into: &mut BTreeMap<u64, SchedCounters>,
+        quality: &mut Quality,
+    ) -> Result<(), ProbeError> {
+        let Some(path) = &self.waiting else {
+            quality.miss(
+                "sched.waiting",
+                "waits under way are not seen on this kernel",
+            );
+            return Ok(());
+        };
+        let records = fs::read(path).map_err(|why| ProbeError::Read {
+            probe: "sched",
+            why: format!("waiting: {why}"),
+        })?;
+        let mut runs: HashMap<u32, Option<Runs>> = HashMap::new();
+        for record in records.chunks_exact(size_of::<Waiting>()) {
+            let waiting = parse(record);
+            let Some(counters) = into.get_mut(&waiting.cgroup) else {
+                continue;
+            };
+            let wait = waiting.now.saturating_sub(waiting.queued_at);
+            counters.waiting += 1;
+            counters.wait_ns += wait;
+            counters.wait_max_ns = counters.wait_max_ns.max(wait);
+            quality.censored += 1;
+            let ring = runs
+                .entry(waiting.cpu)
+                .or_insert_with(|| self.runs.get(waiting.cpu as usize, 0));
+            walk_back(&waiting, ring.as_ref(), &mut |holder, ns| {
+                counters.held.entry(holder).or_default().exact_ns += ns;
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Probe for Sched {
+    fn name(&self) -> &'static str {
+        "sched"
+    }
+
+    fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
+        let mut cgroups = BTreeMap::new();
+        for (id, target) in targets.live() {
+            if target.slot != 0 {
+                cgroups.insert(*id, self.slot(target.slot));
+            }
+        }
+        let other = self.slot(0);
+        if other.waits != 0 {
+            cgroups.insert(0, other);
+        }
+        self.add_pairs(&mut cgroups, targets);
+        let quality = &mut into.quality;
+        self.add_waiting(&mut cgroups, quality)?;
+        for (map, n) in self.losses.all() {
+            quality.lost.insert(map, n);
+        }
+        quality
+            .sampled
+            .insert("sched.short_waits".to_owned(), u64::from(SHORT_WAIT_SAMPLE));
+        if !self.splits_quota {
+            quality.miss(
+                "sched.quota",
+                "this kernel does not tell how long a quota held a run queue",
+            );
+        }
+        into.sched = Some(SchedReading { cgroups });
+        Ok(())
+    }
+
+    fn clear(&self, slot: u32) {
+        for cpu in 0..self.slots.cpus() {
+            self.slots.set(cpu, slot as usize, SchedSlot::default());
+        }
+    }
+
+    fn costs(&self) -> Vec<ProgramCost> {
+        self.object.costs()
+    }
+}
+
+/// Who ran while `waiting` waited, back to when it was queued.
+fn walk_back(waiting: &Waiting, runs: Option<&Runs>, add: &mut impl FnMut(Holder, u64)) {
+    let queued = waiting.queued_at;
+    let mut upto = waiting.now.max(queued);
+    if waiting.throttled_at != 0 {
+        // Since then its own quota has kept it off, whoever ran.
+        let from = waiting.throttled_at.clamp(queued, upto);
+        add(Holder::Quota, upto - from);
+        upto = from;
+    }
+    let Some(runs) = runs else {
+        add(Holder::Unattributed, upto - queued);
+        return;
+    };
+    let mask = RUNS - 1;
+    let mut by = runs.running;
+    let mut i = usize::try_from(runs.head).unwrap_or_default() & mask;
+    for _ in 0..RUNS - 1 {
+        let before = runs.ring[i];
+        if before.end == 0 {
+            break;
+        }
+        let from = before.end.clamp(queued, upto);
+        add(Holder::from_kernel(by), upto - from);
+        upto = from;
+        if upto == queued {
+            return;
+        }
+        by = before.by;
+        i = i.wrapping_sub(1) & mask;
+    }
+    add(Holder::Unattributed, upto - queued);
+}
+
+fn parse(record: &[u8]) -> Waiting {
+    let word = |at: usize| {
+        record
+            .get(at..at + 8)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_ne_bytes)
+    };
+    let half = |at: usize| {
+        record
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u32::from_ne_bytes)
+    };
+    Waiting {
+        cgroup: word(0),
+        queued_at: word(8),
+        now: word(16),
+        throttled_at: word(24),
+        cpu: half(32),
+        tid: half(36),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lens_common::sched::Run;
+
+    use super::*;
+
+    fn runs(intervals: &[(u64, u64)], running: u64) -> Runs {
+        let mut ring = [Run::default(); RUNS];
+        for (i, (by, end)) in intervals.iter().enumerate() {
+            ring[i] = Run {
+                by: *by,
+                end: *end,
+                task_end: *end,
+            };
+        }
+        Runs {
+            head: intervals.len() as u64 - 1,
+            running,
+            ring,
+        }
+    }
+
+    fn check(waiting: Waiting, runs: &Runs, want: &[(Holder, u64)]) {
+        let mut seen = Vec::new();
+        walk_back(&waiting, Some(runs), &mut |holder, ns| {
+            seen.push((holder, ns))
+        });
+        seen.retain(|(_, ns)| *ns != 0);
+        assert_eq!(seen, want);
+    }
+
+    #[test]
+    fn a_wait_under_way_is_walked_back_to_where_it_began() {
+        let ring = runs(&[(7, 100), (8, 200), (7, 300)], 9);
+        let waiting = Waiting {
+            queued_at: 150,
+            now: 400,
+            ..Waiting::default()
+        };
+        let behind = |id| Holder::Cgroup(id);
+        check(
+            waiting,
+            &ring,
+            &[(behind(9), 100), (behind(7), 100), (behind(8), 50)],
+        );
+    }
+
+    #[test]
+    fn what_the_ring_has_forgotten_is_not_attributed() {
+        let ring = runs(&[(7, 100), (8, 200)], 9);
+        let waiting = Waiting {
+            queued_at: 50,
+            now: 250,
+            ..Waiting::default()
+        };
+        check(
+            waiting,
+            &ring,
+            &[
+                (Holder::Cgroup(9), 50),
+                (Holder::Cgroup(8), 100),
+                (Holder::Unattributed, 100),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_throttled_group_waits_for_its_own_quota() {
+        let ring = runs(&[(7, 100)], 9);
+        let waiting = Waiting {
+            queued_at: 150,
+            now: 400,
+            throttled_at: 250,
+            ..Waiting::default()
+        };
+        check(
+            waiting,
+            &ring,
+            &[(Holder::Quota, 150), (Holder::Cgroup(9), 100)],
+        );
+    }
+}

@@ -1,0 +1,385 @@
+//! Which cgroups are watched, by which slot, and what they are called.
+//!
+//! The kernel program gives a slot to a cgroup born under a watched one; everything else about
+//! the table is done here, and only here. A removed cgroup keeps its slot until its last counts
+//! have been read, and one reading longer, until no program can still be counting in it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
+use lens_common::{
+    limits::{MAX_TARGETS, TARGET_NAMES},
+    target::{CgroupEvent, MADE, OTHER_SLOT, Target},
+};
+
+use super::{
+    glob::Globs,
+    kernel_types::KernelTypes,
+    object::{Losses, Object, ObjectError, Plan, bytes},
+    pins::Pins,
+};
+use crate::base::{quality::Quality, text};
+
+/// Names of removed cgroups that are kept, because a pair may still name them.
+const FORMER_NAMES: usize = 4096;
+
+/// The hierarchy whose cgroups are targets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Where it is mounted.
+    pub root: PathBuf,
+    /// `memory` or another v1 controller; `None` on v2.
+    pub v1: Option<String>,
+    /// Its number in the kernel; 0 on v2.
+    pub id: u32,
+}
+
+/// A watched cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetState {
+    /// Its path in the hierarchy.
+    pub path: Arc<str>,
+    /// Where its numbers are.
+    pub slot: u32,
+    /// It is gone, and this is its last reading.
+    pub removed: bool,
+}
+
+/// The table of targets.
+pub struct Targets {
+    root: PathBuf,
+    globs: Globs,
+    table: HashMap<MapData, u64, u64>,
+    free: Queue<MapData, u32>,
+    events: RingBuf<MapData>,
+    losses: Losses,
+    /// Keeps the programs attached.
+    object: Object,
+    live: BTreeMap<u64, TargetState>,
+    names: BTreeMap<u64, Arc<str>>,
+    former: VecDeque<u64>,
+    /// Slots that were taken out of the table at the last reading.
+    cooling: Vec<u32>,
+    lost_events: u64,
+}
+
+impl fmt::Debug for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Targets")
+            .field("live", &self.live)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Globals that tell an object how to find a task's cgroup.
+pub(super) fn cgroup_constants(
+    plan: &mut Plan<'_>,
+    types: &KernelTypes,
+    watched: &Watched,
+) -> Result<(), ObjectError> {
+    plan.offset("TASK_CGROUPS", "task_struct", "cgroups")?;
+    plan.offset("CSS_CGROUP", "cgroup_subsys_state", "cgroup")?;
+    plan.offset("CGROUP_KN", "cgroup", "kn")?;
+    plan.offset("KN_ID", "kernfs_node", "id")?;
+    match &watched.v1 {
+        None => {
+            plan.offset("CSS_SET_CGROUP", "css_set", "dfl_cgrp")?;
+            plan.constant("CGROUP_V1", 0);
+        }
+        Some(controller) => {
+            let missing = ObjectError::NoField {
+                structure: "css_set",
+                field: "subsys",
+            };
+            let subsys = types.offset("css_set", "subsys").ok_or(missing)?;
+            let index = types
+                .enum_value("cgroup_subsys_id", &format!("{controller}_cgrp_id"))
+                .ok_or(ObjectError::NoField {
+                    structure: "cgroup_subsys_id",
+                    field: "…_cgrp_id",
+                })?;
+            plan.constant("CSS_SET_CGROUP", subsys + 8 * index);
+            plan.constant("CGROUP_V1", 1);
+        }
+    }
+    Ok(())
+}
+
+impl Targets {
+    /// Loads the object, fills the queue of free slots, and takes up what is there already.
+    pub fn start(
+        types: &KernelTypes,
+        pins: &Pins,
+        cpus: usize,
+        watched: &Watched,
+        globs: Globs,
+    ) -> Result<Self, ObjectError> {
+        let mut plan = Plan::new("targets", bytes!("targets"), types, cpus);
+        plan.offset("CGROUP_KN", "cgroup", "kn")?
+            .offset("KN_ID", "kernfs_node", "id")?;
+        plan.offset("CGROUP_ROOT", "cgroup", "root")?;
+        plan.offset("ROOT_HIERARCHY", "cgroup_root", "hierarchy_id")?;
+        plan.offset("CGROUP_LEVEL", "cgroup", "level")?;
+        plan.offset("CGROUP_PARENT", "cgroup", "self.parent")?;
+        plan.offset("PARENT_CGROUP", "cgroup_subsys_state", "cgroup")?;
+        plan.constant("HIERARCHY", watched.id)
+            .share("TARGETS", pins);
+        let mut object = plan.load()?;
+        let losses = Losses::of(&object)?;
+        let wrong = |map: &'static str, why: String| ObjectError::Load {
+            object: "targets",
+            why: format!("map {map}: {why}"),
+        };
+        let table = HashMap::try_from(object.take_map("TARGETS")?)
+            .map_err(|why| wrong("TARGETS", why.to_string()))?;
+        let mut free: Queue<MapData, u32> = Queue::try_from(object.take_map("FREE")?)
+            .map_err(|why| wrong("FREE", why.to_string()))?;
+        for slot in 1..=MAX_TARGETS {
+            free.push(slot, 0)
+                .map_err(|why| wrong("FREE", why.to_string()))?;
+        }
+        let Map::RingBuf(events) = object.take_map("EVENTS")? else {
+            return Err(wrong("EVENTS", "not a ring buffer".to_owned()));
+        };
+        let events = RingBuf::try_from(Map::RingBuf(events))
+            .map_err(|why| wrong("EVENTS", why.to_string()))?;
+        object.attach("cgroup_mkdir", types)?;
+        object.attach("cgroup_rmdir", types)?;
+        let mut targets = Self {
+            root: watched.root.clone(),
+            globs,
+            table,
+            free,
+            events,
+            losses,
+            object,
+            live: BTreeMap::new(),
+            names: BTreeMap::new(),
+            former: VecDeque::new(),
+            cooling: Vec::new(),
+            lost_events: 0,
+        };
+        targets.scan();
+        Ok(targets)
+    }
+
+    /// What happened since the last call: cgroups made and removed. Call it right before the
+    /// probes are read, and [`Targets::settle`] right after.
+    pub fn update(&mut self) {
+        let mut happened = Vec::new();
+        while let Some(record) = self.events.next() {
+            if let Some(event) = parse(&record) {
+                happened.push(event);
+            }
+        }
+        for event in happened {
+            if event.made {
+                self.name(event.id, &event.path);
+                self.take_up(event.id, &event.path, true);
+            } else if let Some(target) = self.live.get_mut(&event.id) {
+                target.removed = true;
+            } else {
+                self.forget_later(event.id);
+            }
+        }
+        let lost = self.losses.count(lens_common::loss::EVENTS);
+        if lost != self.lost_events {
+            self.lost_events = lost;
+            self.scan();
+        }
+    }
+
+    /// Takes removed cgroups out of the table; returns the slots whose counters are to be cleared,
+    /// which nobody counts in any more.
+    pub fn settle(&mut self, clear: impl Fn(u32)) {
+        for slot in self.cooling.drain(..) {
+            clear(slot);
+            // It came out of this queue, so there is room for it.
+            let _ = self.free.push(slot, 0);
+        }
+        let removed: Vec<u64> = self
+            .live
+            .iter()
+            .filter(|(_, t)| t.removed)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in removed {
+            if let Some(target) = self.live.remove(&id) {
+                let _ = self.table.remove(&id);
+                if target.slot != OTHER_SLOT {
+                    self.cooling.push(target.slot);
+                }
+                self.forget_later(id);
+            }
+        }
+    }
+
+    /// Looks at the whole tree: at the start, when events were lost, and now and then for
+    /// cgroups that were empty and are not any more.
+    pub fn scan(&mut self) {
+        let mut found = Vec::new();
+        walk(&self.root, "/", &mut found);
+        let ids: std::collections::BTreeSet<u64> = found.iter().map(|(id, ..)| *id).collect();
+        for (id, path, populated) in found {
+            self.name(id, &path);
+            self.take_up(id, &path, populated);
+        }
+        for (id, target) in &mut self.live {
+            if !ids.contains(id) {
+                target.removed = true;
+            }
+        }
+    }
+
+    /// The watched cgroups by id.
+    pub fn live(&self) -> &BTreeMap<u64, TargetState> {
+        &self.live
+    }
+
+    /// What the cgroup with `id` is or was called.
+    pub fn name_of(&self, id: u64) -> Option<&Arc<str>> {
+        self.names.get(&id)
+    }
+
+    /// The patterns that no cgroup matches at present.
+    pub fn unmatched(&self) -> Vec<String> {
+        self.globs.unmatched(self.names.values().map(|n| &**n))
+    }
+
+    /// What the table could not take.
+    pub fn quality(&self, quality: &mut Quality) {
+        for (map, n) in self.losses.all() {
+            quality.lost.insert(map, n);
+        }
+        let beyond = self.live.values().filter(|t| t.slot == OTHER_SLOT).count();
+        if beyond != 0 {
+            quality.miss(
+                "targets",
+                format!("{beyond} cgroups beyond the limit of {MAX_TARGETS} are counted together"),
+            );
+        }
+        for glob in self.unmatched() {
+            quality.miss("targets", format!("no cgroup matches `{glob}`"));
+        }
+    }
+
+    /// What watching cgroups costs.
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// Enters the cgroup into the table if it was asked for, unless the kernel has done so.
+    fn take_up(&mut self, id: u64, path: &str, populated: bool) {
+        let children = u32::from(self.globs.matches_children_of(path));
+        let wanted = populated && self.globs.matches(path);
+        let entered = self.table.get(&id, 0).ok().map(Target::from_bits);
+        let entered = match entered {
+            Some(target) if target.slot == OTHER_SLOT && wanted && !self.live.contains_key(&id) => {
+                // It was entered for its children only.
+                let _ = self.table.remove(&id);
+                None
+            }
+            other => other,
+        };
+        if !wanted && children == 0 && entered.is_none() {
+            return;
+        }
+        let target = entered.or_else(|| self.enter(id, wanted, children));
+        let Some(target) = target else { return };
+        if wanted {
+            self.live.entry(id).or_insert_with(|| TargetState {
+                path: path.into(),
+                slot: target.slot,
+                removed: false,
+            });
+        }
+    }
+
+    fn enter(&mut self, id: u64, own_slot: bool, children: u32) -> Option<Target> {
+        let slot = if own_slot {
+            self.free.pop(0).unwrap_or(OTHER_SLOT)
+        } else {
+            OTHER_SLOT
+        };
+        let target = Target { slot, children };
+        let entered = self.table.insert(id, target.to_bits(), NOEXIST);
+        if entered.is_ok() {
+            return Some(target);
+        }
+        if slot != OTHER_SLOT {
+            // It came out of this queue, so there is room for it.
+            let _ = self.free.push(slot, 0);
+        }
+        // The kernel was faster.
+        self.table.get(&id, 0).ok().map(Target::from_bits)
+    }
+
+    fn name(&mut self, id: u64, path: &str) {
+        self.names.insert(id, path.into());
+    }
+
+    fn forget_later(&mut self, id: u64) {
+        self.former.push_back(id);
+        if self.former.len() > FORMER_NAMES
+            && let Some(oldest) = self.former.pop_front()
+        {
+            self.names.remove(&oldest);
+        }
+    }
+}
+
+/// `BPF_NOEXIST`
+const NOEXIST: u64 = 1;
+
+struct Happened {
+    id: u64,
+    made: bool,
+    path: String,
+}
+
+fn parse(record: &[u8]) -> Option<Happened> {
+    let number = |at: usize| record.get(at..at + 8).and_then(|b| b.try_into().ok());
+    let id = u64::from_ne_bytes(number(std::mem::offset_of!(CgroupEvent, id))?);
+    let what = std::mem::offset_of!(CgroupEvent, what);
+    let what = u32::from_ne_bytes(record.get(what..what + 4)?.try_into().ok()?);
+    let path = record.get(std::mem::offset_of!(CgroupEvent, path)..)?;
+    Some(Happened {
+        id,
+        made: what == MADE,
+        path: text::clean_bytes(path),
+    })
+}
+
+/// Every cgroup below `dir` with its id, path and whether it holds processes; at most as many as
+/// the table can name.
+fn walk(dir: &Path, path: &str, found: &mut Vec<(u64, String, bool)>) {
+    if found.len() >= TARGET_NAMES as usize {
+        return;
+    }
+    let Ok(meta) = fs::metadata(dir) else { return };
+    found.push((meta.ino(), text::clean(path), holds_processes(dir)));
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            let name = entry.file_name();
+            let below = format!("{}/{}", path.trim_end_matches('/'), name.to_string_lossy());
+            walk(&entry.path(), &below, found);
+        }
+    }
+}
+
+fn holds_processes(dir: &Path) -> bool {
+    let read = || -> io::Result<bool> {
+        let mut first = [0_u8; 1];
+        Ok(io::Read::read(&mut fs::File::open(dir.join("cgroup.procs"))?, &mut first)? != 0)
+    };
+    read().unwrap_or(false)
+}

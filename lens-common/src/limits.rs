@@ -1,0 +1,22 @@
+//! How much the kernel side keeps. Every map is bounded; what finds no room is counted.
+
+/// Targets that have numbers of their own, when nothing else is configured.
+pub const MAX_TARGETS: u32 = 512;
+/// Slots a CPU: slot 0 takes the targets beyond the limit together.
+pub const SLOTS: u32 = MAX_TARGETS + 1;
+/// Cgroups that the table of targets can name, those that share slot 0 included.
+pub const TARGET_NAMES: u32 = 8192;
+/// Victim-aggressor pairs a CPU; a power of two.
+pub const PAIRS: u32 = 4096;
+/// Places tried for a pair before its time goes to the victim's `other`.
+pub const PAIR_PROBES: u32 = 4;
+/// Run intervals remembered a CPU; a power of two.
+pub const RUNS: usize = 64;
+/// Run queues remembered a CPU that were throttled by their quota; a power of two.
+pub const THROTTLED: u32 = 256;
+/// Throttlings remembered of one run queue.
+pub const HOLES: usize = 4;
+/// Waits at least this long (ns) always find out who ran meanwhile: there are few of them.
+pub const LONG_WAIT_NS: u64 = 1_000_000;
+/// Of shorter waits behind several others, one in this many does; a power of two.
+pub const SHORT_WAIT_SAMPLE: u32 = 8;

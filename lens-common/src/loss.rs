@@ -1,0 +1,32 @@
+//! What found no room, by map: each object counts in an array of its own, one block a CPU.
+
+/// Counters a CPU in each object.
+pub const COUNTERS: u32 = 8;
+
+/// A task whose record could not be made: its sleep or the migration of its wait is not seen.
+pub const TASKS: u32 = 0;
+/// A pair that went to the victim's `other`.
+pub const PAIRS: u32 = 1;
+/// A throttled run queue that took another's place: a throttling in progress may be booked as a
+/// neighbour's.
+pub const THROTTLED: u32 = 2;
+/// A new cgroup that found no free slot, or no place in the table of targets.
+pub const TARGETS: u32 = 3;
+/// A record that found no room in a ring buffer.
+pub const EVENTS: u32 = 4;
+
+/// One counter.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counter(pub u64);
+
+crate::plain!(Counter: 8);
+
+/// The counters with the names that people see.
+pub const NAMES: &[(u32, &str)] = &[
+    (TASKS, "tasks"),
+    (PAIRS, "pairs"),
+    (THROTTLED, "throttled"),
+    (TARGETS, "targets"),
+    (EVENTS, "events"),
+];

@@ -1,0 +1,161 @@
+//! The sched object: who waits for a CPU, who sleeps, and who ran meanwhile. Times are
+//! nanoseconds of the run queue's clock.
+
+use crate::{
+    hist::Hist,
+    limits::{HOLES, RUNS},
+    plain,
+};
+
+/// Kinds of sleep: indexes into the arrays of [`SchedSlot`].
+pub const INTERRUPTIBLE: usize = 0;
+/// State D.
+pub const UNINTERRUPTIBLE: usize = 1;
+/// Stopped, traced, parked, idle kernel threads.
+pub const OTHER_STATE: usize = 2;
+
+/// The counters of one target on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SchedSlot {
+    /// Waits for a CPU that ended.
+    pub waits: u64,
+    /// Their length in all; a wait that a migration split counts as far as it has been queued.
+    pub wait_ns: u64,
+    /// The longest; the agent sets it back when it reads.
+    pub wait_max_ns: u64,
+    /// The part of `wait_ns` whose pairs were subject to sampling, walked or not.
+    pub sampled_ns: u64,
+    /// The part of `wait_ns` whose pair found no room.
+    pub other_ns: u64,
+    /// Switches away from a task that could have gone on.
+    pub preempted: u64,
+    /// Switches away from a task that went to sleep, by kind of sleep.
+    pub sleeps: [u64; 3],
+    /// Time asleep (not on a CPU and not waiting for one), by kind of sleep.
+    pub sleep_ns: [u64; 3],
+    /// Lengths of whole waits.
+    pub wait_hist: Hist,
+}
+
+/// Nobody ran: the CPU was idle.
+pub const BY_IDLE: u64 = u64::MAX;
+/// Kernel threads, interrupts, a hypervisor.
+pub const BY_KERNEL: u64 = u64::MAX - 1;
+/// The victim's own quota.
+pub const BY_QUOTA: u64 = u64::MAX - 2;
+/// Longer ago than the run intervals go back, or on a CPU that is not known.
+pub const BY_UNATTRIBUTED: u64 = u64::MAX - 3;
+
+/// How long a victim waited while `by` held the CPU. The time of several waiters adds up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pair {
+    /// The victim's cgroup id; 0 is a free place.
+    pub victim: u64,
+    /// The aggressor's cgroup id or one of the `BY_` words.
+    pub by: u64,
+    /// Time of waits that are all walked.
+    pub ns: u64,
+    /// Time of those short waits that the sample took; stands for [`SchedSlot::sampled_ns`].
+    pub sampled_ns: u64,
+}
+
+/// An interval in which tasks of one cgroup ran; it begins where the one before it ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Run {
+    /// The cgroup's id or one of the `BY_` words.
+    pub by: u64,
+    /// When it ended; 0 is an interval not written yet.
+    pub end: u64,
+    /// The same on the clock that stands still during interrupts and while a hypervisor runs
+    /// others (`rq->clock_task`).
+    pub task_end: u64,
+}
+
+/// The last intervals of one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// Index of the newest in `ring`.
+    pub head: u64,
+    /// Who has run since the newest ended; 0 before the first switch.
+    pub running: u64,
+    /// The intervals.
+    pub ring: [Run; RUNS],
+}
+
+/// When a run queue was throttled by a quota.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hole {
+    /// From.
+    pub from: u64,
+    /// Until.
+    pub until: u64,
+}
+
+/// The throttlings of one group's run queue on one CPU. The kernel tells only their sum.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Throttled {
+    /// Address of the `cfs_rq`; 0 is a free place.
+    pub cfs_rq: u64,
+    /// The sum when it was last looked at.
+    pub seen_ns: u64,
+    /// When a task of the group last left the CPU.
+    pub last_ran: u64,
+    /// Where the next hole goes.
+    pub next: u64,
+    /// The last throttlings.
+    pub holes: [Hole; HOLES],
+}
+
+/// What is kept of each task.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TaskRec {
+    /// When it went to sleep; 0 while it does not.
+    pub slept_at: u64,
+    /// `sched_info.run_delay` as far as it is booked; grows by itself only when a queued task
+    /// leaves a run queue.
+    pub booked_delay: u64,
+    /// The part of the wait under way that other CPUs saw.
+    pub migrated_ns: u64,
+    /// When it was queued: only where the kernel does not keep it.
+    pub queued_at: u64,
+    /// The state it sleeps in.
+    pub state: u32,
+    /// Whether `booked_delay` is known: 0 or 1.
+    pub known: u32,
+}
+
+/// A task that waits for a CPU at the moment of reading, as the iterator writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting {
+    /// Its cgroup's id.
+    pub cgroup: u64,
+    /// Since when.
+    pub queued_at: u64,
+    /// The run queue's clock.
+    pub now: u64,
+    /// When its group was throttled; 0 if it is not.
+    pub throttled_at: u64,
+    /// Which run queue.
+    pub cpu: u32,
+    /// Thread id in the initial namespace.
+    pub tid: u32,
+}
+
+plain!(
+    SchedSlot: 8 * 6 + 24 * 2 + size_of::<Hist>(),
+    Pair: 32,
+    Run: 24,
+    Runs: 16 + 24 * RUNS,
+    Hole: 16,
+    Throttled: 32 + 16 * HOLES,
+    TaskRec: 40,
+    Waiting: 40,
+);

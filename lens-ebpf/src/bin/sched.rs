@@ -1,0 +1,663 @@
+//! Who waits for a CPU, who sleeps, and who ran meanwhile.
+//!
+//! Nearly all of it is one program at `sched_switch`. A wait is read there from the kernel's own
+//! book-keeping: `rq->clock - next->sched_info.last_queued`, which needs no program at wakeups.
+//! Each CPU keeps the last intervals in which tasks of one cgroup ran; when a task that waited
+//! comes on, they are walked back to the moment it was queued, and every interval is booked as
+//! (victim, whoever ran). Blaming only the task that ran last would be wrong, not approximate.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_NO_PREALLOC, seq_file},
+    helpers::{
+        bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::{bpf_get_prandom_u32, bpf_seq_write},
+    },
+    macros::{btf_map, btf_tracepoint, map},
+    maps::Array,
+    programs::BtfTracePointContext,
+};
+use core::ffi::c_void;
+use lens_common::{
+    hist::{BUCKETS, bucket},
+    limits::{HOLES, LONG_WAIT_NS, PAIR_PROBES, PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
+    loss,
+    sched::{
+        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, INTERRUPTIBLE, OTHER_STATE, Pair, Run,
+        Runs, SchedSlot, TaskRec, Throttled, UNINTERRUPTIBLE, Waiting,
+    },
+};
+use lens_ebpf::{
+    field::read,
+    flat,
+    loss::count,
+    offsets, per_cpu,
+    target::{cgroup_of, slot_of},
+    task::TaskStorage,
+};
+
+const _: () = assert!(BPF_F_NO_PREALLOC == 1);
+
+#[map]
+static SLOT: Array<SchedSlot> = Array::with_max_entries(SLOTS, per_cpu::MAPPED);
+#[map]
+static PAIR: Array<Pair> = Array::with_max_entries(PAIRS, per_cpu::MAPPED);
+#[map]
+static RUN: Array<Runs> = Array::with_max_entries(1, per_cpu::MAPPED);
+#[map]
+static THROTTLE: Array<Throttled> = Array::with_max_entries(THROTTLED, per_cpu::MAPPED);
+#[btf_map]
+static TASK: TaskStorage<TaskRec> = TaskStorage::new();
+
+offsets! {
+    /// `task_struct.pid`
+    TASK_PID,
+    /// `task_struct.flags`
+    TASK_FLAGS,
+    /// `task_struct.se.cfs_rq`
+    TASK_CFS_RQ,
+    /// `task_struct.sched_info.last_queued`
+    TASK_LAST_QUEUED,
+    /// `task_struct.sched_info.run_delay`
+    TASK_RUN_DELAY,
+    /// `task_struct.thread_info.cpu`
+    TASK_CPU,
+    /// `cfs_rq.rq`
+    CFS_RQ_RQ,
+    /// `cfs_rq.throttled_clock_self_time`, or `throttled_clock_pelt_time` before 6.6
+    CFS_RQ_THROTTLED_NS,
+    /// `cfs_rq.throttled_clock_self`, or `throttled_clock_pelt`
+    CFS_RQ_THROTTLED_AT,
+    /// `rq.clock`
+    RQ_CLOCK,
+    /// `rq.clock_task`
+    RQ_CLOCK_TASK,
+    /// `bpf_iter_meta.seq`
+    META_SEQ,
+}
+
+/// 1 where the kernel keeps `sched_info` and every task knows its run queue
+/// (`CONFIG_SCHED_INFO`, `CONFIG_FAIR_GROUP_SCHED`); else wakeups are watched and clocks read.
+#[unsafe(no_mangle)]
+static HAS_SCHED_INFO: Global<u32> = Global::new(0);
+/// 1 where throttled run queues tell for how long (`CONFIG_CFS_BANDWIDTH`).
+#[unsafe(no_mangle)]
+static HAS_THROTTLED: Global<u32> = Global::new(0);
+/// 1 where the start of a throttling under way is on the run queue's clock.
+#[unsafe(no_mangle)]
+static HAS_THROTTLED_AT: Global<u32> = Global::new(0);
+
+/// `PF_KTHREAD`
+const KERNEL_THREAD: u32 = 0x0020_0000;
+/// `TASK_INTERRUPTIBLE`, `TASK_UNINTERRUPTIBLE`, `TASK_NOLOAD`
+const STATE_S: u32 = 1;
+const STATE_D: u32 = 2;
+const STATE_NOLOAD: u32 = 0x400;
+
+/// What one moment on one run queue looks like.
+#[derive(Clone, Copy)]
+struct Now {
+    clock: u64,
+    task_clock: u64,
+}
+
+/// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next,
+/// unsigned int prev_state)`, since 5.18.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments are those of the prototype above.
+    unsafe {
+        let preempt: u64 = ctx.arg(0);
+        let prev: *const u8 = ctx.arg(1);
+        let next: *const u8 = ctx.arg(2);
+        let prev_state: u64 = ctx.arg(3);
+        let prev_pid: u32 = read(prev, &TASK_PID);
+        let next_pid: u32 = read(next, &TASK_PID);
+        let now = now_at(if next_pid != 0 { next } else { prev });
+        let Some(runs) = RUN.get_ptr_mut(per_cpu::cpu()) else {
+            return 0;
+        };
+        let mut next_cgroup = BY_IDLE;
+        let mut next_is = BY_IDLE;
+        if next_pid != 0 {
+            next_cgroup = cgroup_of(next);
+            let flags: u32 = read(next, &TASK_FLAGS);
+            next_is = if flags & KERNEL_THREAD != 0 {
+                BY_KERNEL
+            } else {
+                next_cgroup
+            };
+        }
+        ran(runs, now, next_is);
+        if prev_pid != 0 {
+            // The state is the task's own; preempted on its way to sleep, it goes on waiting.
+            leave(
+                prev,
+                preempt & 1 != 0 || prev_state as u32 == 0,
+                prev_state as u32,
+                now,
+            );
+        }
+        if next_pid != 0
+            && let Some(slot) = slot_of(next_cgroup)
+        {
+            come(next, next_cgroup, slot, runs, now);
+        }
+    }
+    0
+}
+
+/// `sched_migrate_task(struct task_struct *p, int dest_cpu)`. When a queued task is moved it has
+/// just left its run queue, whose lock is held, and `p` still names that CPU: what it waited
+/// there can be booked.
+#[btf_tracepoint(function = "sched_migrate_task")]
+fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is that of the prototype above.
+    unsafe {
+        let task: *const u8 = ctx.arg(0);
+        let rec = TASK.get(task, false);
+        if rec.is_null() || (*rec).known == 0 {
+            return 0;
+        }
+        let delay: u64 = read(task, &TASK_RUN_DELAY);
+        let waited = delay.wrapping_sub((*rec).booked_delay);
+        if waited == 0 || (waited as i64) < 0 {
+            return 0;
+        }
+        (*rec).booked_delay = delay;
+        let cgroup = cgroup_of(task);
+        let Some(slot) = slot_of(cgroup) else {
+            return 0;
+        };
+        let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
+            return 0;
+        };
+        let Some(runs) = RUN.get_ptr_mut(read(task, &TASK_CPU)) else {
+            return 0;
+        };
+        (*rec).migrated_ns += waited;
+        (*stats).wait_ns += waited;
+        let now = now_at(task);
+        // The ring ends at the last switch; since then the one that runs there has run on.
+        let newest = Run {
+            by: (*runs).running,
+            end: now.clock,
+            task_end: now.task_clock,
+        };
+        walk(
+            &Walk {
+                victim: cgroup,
+                stats,
+                holes: Holes {
+                    any: false,
+                    of: EMPTY.holes,
+                },
+            },
+            runs,
+            0,
+            newest,
+            waited,
+        );
+    }
+    0
+}
+
+/// `sched_wakeup(struct task_struct *p)`: only attached where the kernel does not keep
+/// `sched_info`.
+#[btf_tracepoint(function = "sched_wakeup")]
+fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    queued(ctx.arg(0))
+}
+
+/// `sched_wakeup_new(struct task_struct *p)`: as `sched_wakeup`.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    queued(ctx.arg(0))
+}
+
+fn queued(task: *const u8) -> i32 {
+    // SAFETY: `task` is the programs' argument.
+    unsafe {
+        let rec = TASK.get(task, true);
+        if rec.is_null() {
+            count(loss::TASKS);
+        } else {
+            (*rec).queued_at = bpf_ktime_get_ns();
+        }
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn now_at(task: *const u8) -> Now {
+    if HAS_SCHED_INFO.load() == 0 {
+        // SAFETY: takes nothing.
+        let clock = unsafe { bpf_ktime_get_ns() };
+        return Now {
+            clock,
+            task_clock: clock,
+        };
+    }
+    // SAFETY: offsets of pointers, then of two u64.
+    unsafe {
+        let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
+        let rq: *const u8 = read(cfs_rq, &CFS_RQ_RQ);
+        Now {
+            clock: read(rq, &RQ_CLOCK),
+            task_clock: read(rq, &RQ_CLOCK_TASK),
+        }
+    }
+}
+
+/// Closes the interval of whoever ran until now. Neighbours of one cgroup are one interval.
+#[inline(always)]
+unsafe fn ran(runs: *mut Runs, now: Now, next: u64) {
+    // SAFETY: this CPU's ring, the index masked.
+    unsafe {
+        let by = (*runs).running;
+        (*runs).running = next;
+        if by == 0 {
+            return;
+        }
+        let mut i = (*runs).head & (RUNS as u64 - 1);
+        let mut at = (*runs).ring.as_mut_ptr().add(i as usize);
+        if (*at).by != by {
+            i = (i + 1) & (RUNS as u64 - 1);
+            (*runs).head = i;
+            at = (*runs).ring.as_mut_ptr().add(i as usize);
+            (*at).by = by;
+        }
+        (*at).end = now.clock;
+        (*at).task_end = now.task_clock;
+    }
+}
+
+/// `task` leaves the CPU: to go on waiting, or to sleep.
+#[inline(always)]
+unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
+    // SAFETY: `task` is a program's argument.
+    unsafe {
+        if HAS_THROTTLED.load() != 0 {
+            let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
+            let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
+            if total != 0 {
+                let place = throttled(task, total);
+                if !place.is_null() {
+                    (*place).last_ran = now.clock;
+                }
+            }
+        }
+        let rec = TASK.get(task, true);
+        if rec.is_null() {
+            count(loss::TASKS);
+            return;
+        }
+        if HAS_SCHED_INFO.load() != 0 {
+            (*rec).booked_delay = read(task, &TASK_RUN_DELAY);
+            (*rec).known = 1;
+        }
+        (*rec).migrated_ns = 0;
+        if runnable {
+            (*rec).slept_at = 0;
+            (*rec).queued_at = now.clock;
+        } else {
+            (*rec).slept_at = now.clock;
+            (*rec).state = state;
+            (*rec).queued_at = 0;
+        }
+    }
+}
+
+/// `task` of a watched cgroup comes onto the CPU: its wait ends, and its sleep before that.
+#[inline(always)]
+unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: Now) {
+    // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
+    unsafe {
+        let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
+            return;
+        };
+        let rec = TASK.get(task, false);
+        let mut since: u64 = 0;
+        if HAS_SCHED_INFO.load() != 0 {
+            since = read(task, &TASK_LAST_QUEUED);
+        } else if !rec.is_null() {
+            since = (*rec).queued_at;
+        }
+        let mut wait = now.clock.wrapping_sub(since);
+        // The clocks of two CPUs may differ by a little.
+        if since == 0 || (wait as i64) < 0 {
+            wait = 0;
+        }
+        let mut whole = wait;
+        if !rec.is_null() {
+            let mut elsewhere = 0;
+            if HAS_SCHED_INFO.load() != 0 && (*rec).known != 0 {
+                let delay: u64 = read(task, &TASK_RUN_DELAY);
+                elsewhere = delay.wrapping_sub((*rec).booked_delay);
+                if (elsewhere as i64) < 0 {
+                    elsewhere = 0;
+                }
+                (*rec).booked_delay = delay + wait;
+            }
+            whole += (*rec).migrated_ns + elsewhere;
+            (*rec).migrated_ns = 0;
+            if elsewhere != 0 {
+                // Queued elsewhere, and moved by a way that does not pass the migration hook.
+                (*stats).wait_ns += elsewhere;
+                book(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
+            }
+            if (*rec).slept_at != 0 {
+                slept(
+                    stats,
+                    (*rec).state,
+                    now.clock.wrapping_sub((*rec).slept_at),
+                    whole,
+                );
+                (*rec).slept_at = 0;
+            }
+        }
+        if since == 0 {
+            return;
+        }
+        (*stats).waits += 1;
+        (*stats).wait_ns += wait;
+        if whole > (*stats).wait_max_ns {
+            (*stats).wait_max_ns = whole;
+        }
+        let b = bucket(whole);
+        if b < BUCKETS {
+            *(*stats).wait_hist.as_mut_ptr().add(b) += 1;
+        }
+        if wait != 0 {
+            let holes = holes_of(task, now, wait);
+            let head = (*runs).head & (RUNS as u64 - 1);
+            let newest = *(*runs).ring.as_ptr().add(head as usize);
+            walk(
+                &Walk {
+                    victim: cgroup,
+                    stats,
+                    holes,
+                },
+                runs,
+                1,
+                newest,
+                wait,
+            );
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) {
+    let asleep = away.wrapping_sub(waited);
+    let kind = if state & STATE_D != 0 && state & STATE_NOLOAD == 0 {
+        UNINTERRUPTIBLE
+    } else if state & STATE_S != 0 {
+        INTERRUPTIBLE
+    } else {
+        OTHER_STATE
+    };
+    // SAFETY: this CPU's counters; `kind` is below 3.
+    unsafe {
+        *(*stats).sleeps.as_mut_ptr().add(kind) += 1;
+        if (asleep as i64) > 0 {
+            *(*stats).sleep_ns.as_mut_ptr().add(kind) += asleep;
+        }
+    }
+}
+
+/// The place of `task`'s run queue, whose throttled time is `total`; made if need be.
+#[inline(always)]
+unsafe fn throttled(task: *const u8, total: u64) -> *mut Throttled {
+    // The address as a number: the verifier allows no arithmetic on what it knows as a pointer.
+    // SAFETY: the helper checks the address.
+    let cfs_rq =
+        unsafe { bpf_probe_read_kernel(task.add(TASK_CFS_RQ.load() as usize).cast::<u64>()) };
+    let Ok(cfs_rq) = cfs_rq else {
+        return core::ptr::null_mut();
+    };
+    // Slabs are aligned: the low bits tell nothing apart.
+    let i = ((cfs_rq >> 6) as u32).wrapping_mul(0x9E37_79B1) >> (32 - THROTTLED.trailing_zeros());
+    let Some(place) = THROTTLE.get_ptr_mut(per_cpu::index(THROTTLED, i)) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: this CPU's table.
+    unsafe {
+        if (*place).cfs_rq != cfs_rq || total < (*place).seen_ns {
+            if (*place).cfs_rq != 0 && (*place).cfs_rq != cfs_rq {
+                count(loss::THROTTLED);
+            }
+            *place = Throttled {
+                cfs_rq,
+                seen_ns: total,
+                ..EMPTY
+            };
+        }
+    }
+    place
+}
+
+const EMPTY: Throttled = Throttled {
+    cfs_rq: 0,
+    seen_ns: 0,
+    last_ran: 0,
+    next: 0,
+    holes: [Hole { from: 0, until: 0 }; HOLES],
+};
+
+/// The throttlings of `task`'s group; none if its quota never bit. The sum grows when a throttling
+/// ends; it began when the group last ran here, or when this task was queued.
+#[inline(always)]
+unsafe fn holes_of(task: *const u8, now: Now, wait: u64) -> Holes {
+    let none = Holes {
+        any: false,
+        of: EMPTY.holes,
+    };
+    if HAS_THROTTLED.load() == 0 {
+        return none;
+    }
+    // SAFETY: `task` is a program's argument; the index is masked.
+    unsafe {
+        let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
+        let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
+        if total == 0 {
+            return none;
+        }
+        let place = throttled(task, total);
+        if place.is_null() {
+            return none;
+        }
+        let grown = total.wrapping_sub((*place).seen_ns);
+        if grown != 0 {
+            (*place).seen_ns = total;
+            let from = flat::max((*place).last_ran, now.clock.wrapping_sub(wait));
+            let i = (*place).next & (HOLES as u64 - 1);
+            (*place).next = i + 1;
+            *(*place).holes.as_mut_ptr().add(i as usize) = Hole {
+                from,
+                until: from + grown,
+            };
+        }
+        Holes {
+            any: true,
+            of: (*place).holes,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Holes {
+    any: bool,
+    of: [Hole; HOLES],
+}
+
+struct Walk {
+    victim: u64,
+    stats: *mut SchedSlot,
+    holes: Holes,
+}
+
+/// Books the `wait` that ends with the interval `newest` on the ring's CPU. `back` is 1 if
+/// `newest` is the ring's own newest, 0 if it comes after it.
+#[inline(always)]
+unsafe fn walk(of: &Walk, runs: *const Runs, back: u64, newest: Run, wait: u64) {
+    // SAFETY: the ring's index is masked.
+    unsafe {
+        let queued = newest.end.wrapping_sub(wait);
+        let mut run = newest;
+        let mut upto = newest.end;
+        let mut i = (*runs).head.wrapping_sub(back).wrapping_add(1);
+        // All bits set: this wait stands for itself; none: for the sample.
+        let mut exact = u64::MAX;
+        let (mut kernel, mut quota) = (0, 0);
+        let mut n = 0;
+        while n < RUNS - 1 {
+            i = i.wrapping_sub(1) & (RUNS as u64 - 1);
+            let before = *(*runs).ring.as_ptr().add(i as usize);
+            if before.end == 0 || before.end > upto {
+                break;
+            }
+            if n == 0 && before.end > queued && wait < LONG_WAIT_NS {
+                // By chance, not by count: a count keeps step with a round robin.
+                (*of.stats).sampled_ns += wait;
+                if bpf_get_prandom_u32() & (SHORT_WAIT_SAMPLE - 1) != 0 {
+                    return;
+                }
+                exact = 0;
+            }
+            let from = flat::max(queued, before.end);
+            let mut ran = upto.wrapping_sub(from);
+            if of.holes.any {
+                let hole = overlap(&of.holes.of, from, upto);
+                quota += hole;
+                ran = ran.wrapping_sub(hole);
+            }
+            let whole = run.end.wrapping_sub(before.end);
+            let on_cpu = run.task_end.wrapping_sub(before.task_end);
+            let stolen = flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran);
+            kernel += stolen;
+            ran = ran.wrapping_sub(stolen);
+            book(of.victim, of.stats, run.by, ran & exact, ran & !exact);
+            upto = from;
+            if before.end <= queued {
+                break;
+            }
+            run = before;
+            n += 1;
+        }
+        let forgotten = upto.wrapping_sub(queued);
+        if forgotten != 0 {
+            book(
+                of.victim,
+                of.stats,
+                BY_UNATTRIBUTED,
+                forgotten & exact,
+                forgotten & !exact,
+            );
+        }
+        if quota != 0 {
+            book(of.victim, of.stats, BY_QUOTA, quota & exact, quota & !exact);
+        }
+        if kernel != 0 {
+            book(
+                of.victim,
+                of.stats,
+                BY_KERNEL,
+                kernel & exact,
+                kernel & !exact,
+            );
+        }
+    }
+}
+
+/// How much of `[from, until)` the holes cover; they do not overlap one another.
+#[inline(always)]
+fn overlap(holes: &[Hole; HOLES], from: u64, until: u64) -> u64 {
+    let mut sum = 0;
+    for hole in holes {
+        let begin = flat::max(hole.from, from);
+        let end = flat::min(hole.until, until);
+        sum += flat::positive(end.wrapping_sub(begin));
+    }
+    sum
+}
+
+/// Adds to the pair (victim, by).
+#[inline(always)]
+unsafe fn book(victim: u64, stats: *mut SchedSlot, by: u64, exact: u64, sampled: u64) {
+    let mixed = (victim as u32).wrapping_mul(0x9E37_79B1) ^ (by as u32).wrapping_mul(0x85EB_CA6B);
+    let i = mixed >> (32 - PAIRS.trailing_zeros());
+    let mut k = 0;
+    while k < PAIR_PROBES {
+        if let Some(pair) = PAIR.get_ptr_mut(per_cpu::index(PAIRS, (i ^ k) & (PAIRS - 1))) {
+            // SAFETY: this CPU's table.
+            unsafe {
+                if (*pair).victim == 0 {
+                    (*pair).by = by;
+                    (*pair).victim = victim;
+                }
+                if (*pair).victim == victim && (*pair).by == by {
+                    (*pair).ns += exact;
+                    (*pair).sampled_ns += sampled;
+                    return;
+                }
+            }
+        }
+        k += 1;
+    }
+    count(loss::PAIRS);
+    // SAFETY: this CPU's counters.
+    unsafe { (*stats).other_ns += exact + sampled }
+}
+
+/// `struct bpf_iter__task`: what an iterator over tasks is given.
+#[repr(C)]
+struct TaskContext {
+    meta: *const u8,
+    task: *const u8,
+}
+
+/// Writes a [`Waiting`] for each watched task that waits for a CPU: a wait that has not ended is
+/// seen nowhere else.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+extern "C" fn waiting(ctx: *const TaskContext) -> i32 {
+    // SAFETY: `ctx` is what the kernel gives; `task` is NULL after the last.
+    unsafe {
+        let task = (*ctx).task;
+        if task.is_null() {
+            return 0;
+        }
+        let queued_at: u64 = read(task, &TASK_LAST_QUEUED);
+        if queued_at == 0 {
+            return 0;
+        }
+        let cgroup = cgroup_of(task);
+        if slot_of(cgroup).is_none() {
+            return 0;
+        }
+        let mut throttled_at = 0;
+        if HAS_THROTTLED_AT.load() != 0 {
+            let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
+            throttled_at = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+        }
+        let record = Waiting {
+            cgroup,
+            queued_at,
+            now: now_at(task).clock,
+            throttled_at,
+            cpu: read(task, &TASK_CPU),
+            tid: read(task, &TASK_PID),
+        };
+        let seq: *mut seq_file = read((*ctx).meta, &META_SEQ);
+        bpf_seq_write(
+            seq,
+            (&raw const record).cast::<c_void>(),
+            size_of::<Waiting>() as u32,
+        );
+    }
+    0
+}

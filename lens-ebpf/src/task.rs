@@ -1,0 +1,59 @@
+//! Records that live and die with a task.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, task_struct},
+    helpers::generated::bpf_task_storage_get,
+};
+
+/// `BPF_MAP_TYPE_TASK_STORAGE`, which aya-ebpf does not offer: the layout is the one of a BTF map
+/// definition, whose pointers' types carry the numbers.
+#[repr(C)]
+#[derive(Debug)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; 29],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: a definition for the loader; nothing ever reads it.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    /// The definition.
+    #[expect(
+        clippy::new_without_default,
+        reason = "a map definition is a static, made by name"
+    )]
+    pub const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// The record of `task`; made, all zero, if `create` says so. NULL if there is none.
+    ///
+    /// # Safety
+    ///
+    /// `task` is a typed pointer to a `task_struct`.
+    #[inline(always)]
+    pub unsafe fn get(&self, task: *const u8, create: bool) -> *mut T {
+        // SAFETY: by the caller; the map is this static.
+        unsafe {
+            bpf_task_storage_get(
+                ptr::from_ref(self).cast_mut().cast::<c_void>(),
+                task.cast_mut().cast::<task_struct>(),
+                ptr::null_mut(),
+                u64::from(create),
+            )
+            .cast::<T>()
+        }
+    }
+}
