@@ -53,7 +53,7 @@ fn collect(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         if entry.file_type()?.is_dir() {
             collect(&entry.path(), &format!("{name}/"), files)?;
-        } else if name.ends_with(".rs") {
+        } else if entry.path().extension().is_some_and(|end| end == "rs") {
             files.push(name);
         }
     }

@@ -42,14 +42,12 @@ const QUIET: &[(&str, &str)] = &[("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEV
 pub(crate) fn setup() -> Result<ExitCode> {
     let build = ensure_build()?;
     let lint = ensure_lint()?;
-    eprintln!(
-        "{}",
-        if build || lint {
-            "setup is complete"
-        } else {
-            "nothing is missing"
-        }
-    );
+    let said = if build || lint {
+        "setup is complete"
+    } else {
+        "nothing is missing"
+    };
+    eprintln!("{said}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,9 +69,13 @@ pub(crate) fn ensure_lint() -> Result<bool> {
 /// Whether anything had to be installed before the tests that need root can run. Elsewhere than on
 /// Debian nothing is: there, a test whose tool is missing says so.
 pub(crate) fn ensure_test() -> Result<bool> {
-    ensure(|| match workspace::is_debian() {
-        true => Plan(apt(lacking(TEST_PACKAGES))),
-        false => Plan::default(),
+    ensure(|| {
+        let packages = if workspace::is_debian() {
+            TEST_PACKAGES
+        } else {
+            &[]
+        };
+        Plan(apt(lacking(packages)))
     })
 }
 
@@ -97,9 +99,16 @@ struct Machine {
     /// Of [`COMPILER_PACKAGES`] and [`LINKER_PACKAGES`], those not installed.
     lacking: Vec<&'static str>,
     linker: bool,
-    prebuilt_core: bool,
+    core: Core,
+}
+
+/// Where the `core` of the BPF target comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Core {
+    Prebuilt,
     /// A rustup nightly with the component rust-src.
-    nightly_core: bool,
+    Nightly,
+    Nowhere,
 }
 
 impl Machine {
@@ -114,15 +123,20 @@ impl Machine {
                 Vec::new()
             },
             linker: workspace::succeeds(workspace::program("bpf-linker").arg("--version")),
-            prebuilt_core: Path::new(PREBUILT_CORE).exists(),
-            nightly_core: nightly_core(),
+            core: if Path::new(PREBUILT_CORE).exists() {
+                Core::Prebuilt
+            } else if nightly_has_source() {
+                Core::Nightly
+            } else {
+                Core::Nowhere
+            },
         }
     }
 }
 
 /// The same order as in lens-agent/build.rs: a linker, then Debian's `core`, then nightly's.
 fn plan_build(machine: &Machine) -> Plan {
-    if machine.linker && machine.nightly_core && !machine.prebuilt_core {
+    if machine.linker && machine.core == Core::Nightly {
         return Plan::default();
     }
     if machine.debian {
@@ -141,7 +155,7 @@ fn plan_build(machine: &Machine) -> Plan {
         return Plan(actions);
     }
     let mut actions = Vec::new();
-    if !machine.prebuilt_core && !machine.nightly_core {
+    if machine.core == Core::Nowhere {
         let line = "rustup toolchain install nightly --component rust-src";
         actions.push(Action::by_hand("install core's source", line));
     }
@@ -288,7 +302,7 @@ fn lacking(packages: &[&'static str]) -> Vec<&'static str> {
     packages.iter().copied().filter(missing).collect()
 }
 
-fn nightly_core() -> bool {
+fn nightly_has_source() -> bool {
     // `rustup run` installs nothing, unlike `rustc +nightly` with some versions of rustup.
     let mut ask = workspace::program("rustup");
     let said = ask
@@ -311,8 +325,7 @@ mod tests {
         debian: true,
         lacking: Vec::new(),
         linker: false,
-        prebuilt_core: false,
-        nightly_core: false,
+        core: Core::Nowhere,
     };
 
     fn fresh_debian() -> Machine {
@@ -373,18 +386,18 @@ mod tests {
     fn nothing_is_done_where_nothing_is_missing() {
         let debian = Machine {
             linker: true,
-            prebuilt_core: true,
+            core: Core::Prebuilt,
             ..FRESH
+        };
+        let nightly_on_debian = Machine {
+            linker: true,
+            core: Core::Nightly,
+            ..fresh_debian()
         };
         let nightly = Machine {
             debian: false,
-            prebuilt_core: false,
-            nightly_core: true,
-            ..debian.clone()
-        };
-        let nightly_on_debian = Machine {
-            debian: true,
-            ..nightly.clone()
+            lacking: Vec::new(),
+            ..nightly_on_debian.clone()
         };
         for machine in [debian, nightly, nightly_on_debian] {
             assert!(plan_build(&machine).0.is_empty(), "{machine:?}");

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    iter,
     process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
@@ -89,7 +90,7 @@ fn now() -> Instant {
 
 /// A command as one would type it.
 pub(crate) fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words = iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words.map(|word| quoted(&word.to_string_lossy())).collect();
     words.join(" ")
 }
@@ -112,10 +113,11 @@ fn cannot_start(command: &Command) -> String {
 }
 
 fn verdict(command: &Command, status: ExitStatus) -> Result<()> {
+    let command = line(command);
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) => Err(anyhow!("{} exited with {code}", line(command))),
-        None => Err(anyhow!("{} was ended ({status})", line(command))),
+        Some(code) => Err(anyhow!("{command} exited with {code}")),
+        None => Err(anyhow!("{command} was ended ({status})")),
     }
 }
 
@@ -152,7 +154,7 @@ mod tests {
     fn output_is_watched_line_by_line_even_when_the_command_fails() {
         let mut seen = Vec::new();
         let outcome = Step::new("x").watch(&mut shell("echo one; printf two; exit 3"), |line| {
-            seen.push(line.to_owned())
+            seen.push(line.to_owned());
         });
         assert_eq!(seen, ["one", "two"]);
         assert!(outcome.unwrap_err().to_string().contains("exited with 3"));

@@ -20,14 +20,10 @@ pub(crate) fn target_dir() -> PathBuf {
     root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// The cargo that started this program, at the root of the workspace.
+/// Cargo, at the root of the workspace. The first on the path is the one that started this program:
+/// what a rustup toolchain was chosen with is in the environment.
 pub(crate) fn cargo() -> Command {
-    let mut command = program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo set for `xtask` itself would make it build `lens` anew.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"] {
-        command.env_remove(name);
-    }
-    command
+    program("cargo")
 }
 
 /// A program at the root of the workspace; what `cargo install` installs is found as well.
