@@ -202,6 +202,9 @@ impl Tally {
 
 fn exam(lens: &Path) -> Result<()> {
     let result = workspace::target_dir().join("exam.json");
+    if result.exists() {
+        fs::remove_file(&result).context("the result of an earlier exam")?;
+    }
     let mut command = workspace::program("python3");
     command.args(exam_script()).arg("--lens").arg(lens);
     command.args(["--only", EXAM, "--json"]).arg(&result);
