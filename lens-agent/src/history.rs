@@ -40,9 +40,17 @@ impl Tick {
     pub fn new(number: u64, at: Moment, elapsed: Duration, snapshots: Vec<Snapshot>) -> Self {
         let mut scopes: BTreeMap<Scope, Vec<Snapshot>> = BTreeMap::new();
         for snapshot in snapshots {
-            scopes.entry(snapshot.scope.clone()).or_default().push(snapshot);
+            scopes
+                .entry(snapshot.scope.clone())
+                .or_default()
+                .push(snapshot);
         }
-        Self { number, at, elapsed, scopes }
+        Self {
+            number,
+            at,
+            elapsed,
+            scopes,
+        }
     }
 
     /// Every snapshot.
@@ -52,7 +60,10 @@ impl Tick {
 
     /// The snapshot of `scope` that holds `metric`.
     pub fn with(&self, scope: &Scope, metric: &str) -> Option<&Snapshot> {
-        self.scopes.get(scope)?.iter().find(|s| s.metrics.contains_key(metric))
+        self.scopes
+            .get(scope)?
+            .iter()
+            .find(|s| s.metrics.contains_key(metric))
     }
 
     /// The number of `metric` in `scope`.
@@ -63,7 +74,10 @@ impl Tick {
     /// Who caused `metric` in `scope`, largest first.
     pub fn pairs<'t>(&'t self, scope: &Scope, metric: &'t str) -> impl Iterator<Item = &'t Pair> {
         let snapshot = self.with(scope, metric);
-        snapshot.into_iter().flat_map(|s| &s.pairs).filter(move |p| &*p.metric == metric)
+        snapshot
+            .into_iter()
+            .flat_map(|s| &s.pairs)
+            .filter(move |p| &*p.metric == metric)
     }
 
     /// The part of `metric` in `scope` that `by` caused; 0 when others caused all of it.
@@ -98,7 +112,10 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        Self { recent: Ring::new(RECENT), packed: Ring::new(BLOCKS) }
+        Self {
+            recent: Ring::new(RECENT),
+            packed: Ring::new(BLOCKS),
+        }
     }
 }
 
@@ -151,7 +168,11 @@ fn pack(tick: &Tick) -> Option<Packed> {
     };
     let json = serde_json::to_vec(&block).ok()?;
     let bytes = zstd::bulk::compress(&json, LEVEL).ok()?;
-    Some(Packed { number: tick.number, at: tick.at, bytes })
+    Some(Packed {
+        number: tick.number,
+        at: tick.at,
+        bytes,
+    })
 }
 
 fn unpack(packed: &Packed) -> Option<Block> {
@@ -162,7 +183,10 @@ fn unpack(packed: &Packed) -> Option<Block> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{clock::{Clock as _, ManualClock}, quality::Quality};
+    use crate::base::{
+        clock::{Clock as _, ManualClock},
+        quality::Quality,
+    };
 
     #[test]
     fn a_compressed_snapshot_comes_back_whole_and_an_old_one_is_gone() {
@@ -186,7 +210,9 @@ mod tests {
         }
         let value = |number| {
             let id = SnapshotId::new(number, "scheduler", &Scope::Host);
-            history.get(&id).and_then(|s| s.value("switches_per_sec", None))
+            history
+                .get(&id)
+                .and_then(|s| s.value("switches_per_sec", None))
         };
         assert_eq!(value(199), Some(199.0));
         assert_eq!(value(100), Some(100.0), "compressed");

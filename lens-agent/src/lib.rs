@@ -10,6 +10,9 @@
 //! `supervise` and `store` what keeps it running and remembering; `agent` wires it all.
 //! A module imports only from modules above it in `xtask/src/layers.rs`, which checks it.
 
+pub mod anomaly;
 pub mod base;
 pub mod cli;
+pub mod history;
 pub mod probes;
+pub mod skills;

@@ -60,7 +60,12 @@ impl Expected {
 
     /// A range that was borrowed: only its upper end means anything.
     pub fn up_to(high: f64) -> Self {
-        Self { low: f64::NEG_INFINITY, high, median: 0.0, scale: high / (0.5 / TAIL).ln() }
+        Self {
+            low: f64::NEG_INFINITY,
+            high,
+            median: 0.0,
+            scale: high / (0.5 / TAIL).ln(),
+        }
     }
 
     /// `-log10` of the chance of a value as far from the median as `seen`.
@@ -84,7 +89,11 @@ const REFRESH: u32 = 8;
 
 impl Default for Baseline {
     fn default() -> Self {
-        Self { values: Ring::new(WINDOW), expected: None, stale: 0 }
+        Self {
+            values: Ring::new(WINDOW),
+            expected: None,
+            stale: 0,
+        }
     }
 }
 
@@ -122,7 +131,11 @@ mod tests {
     #[test]
     fn a_constant_has_a_range_and_what_leaves_it_deviates() {
         let zero = learned(vec![0.0; 30]);
-        assert_eq!((zero.median, zero.high), (0.0, 10.0), "the floor is the range of a constant");
+        assert_eq!(
+            (zero.median, zero.high),
+            (0.0, 10.0),
+            "the floor is the range of a constant"
+        );
         assert!(zero.deviation(100.0) > 30.0);
         let level = learned(vec![1000.0; 30]);
         assert!(level.high > 1200.0 && level.high < 1600.0, "{level:?}");

@@ -28,7 +28,9 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { learn: Duration::from_mins(10) }
+        Self {
+            learn: Duration::from_mins(10),
+        }
     }
 }
 
@@ -122,14 +124,22 @@ impl Detector {
 
     /// Takes over ranges of earlier lives.
     pub fn remember(&mut self, kept: impl IntoIterator<Item = Kept>) {
-        self.former.extend(kept.into_iter().take(SERIES_MAX).map(|k| (k.key, k.expected)));
+        self.former.extend(
+            kept.into_iter()
+                .take(SERIES_MAX)
+                .map(|k| (k.key, k.expected)),
+        );
     }
 
     /// The ranges that are worth keeping.
     pub fn kept(&self, now: Timestamp) -> Vec<Kept> {
         let own = self.series.iter().filter_map(|(key, series)| {
             let expected = series.baseline.expected()?;
-            Some(Kept { key: key.clone(), expected, at: now })
+            Some(Kept {
+                key: key.clone(),
+                expected,
+                at: now,
+            })
         });
         own.collect()
     }
@@ -155,7 +165,10 @@ impl Detector {
 
     /// What is normal for `metric` in `scope`, and whose range that is.
     pub fn expected(&self, scope: &Scope, metric: &str, now: Moment) -> Option<(Expected, Source)> {
-        let key = SeriesKey { scope: scope.clone(), metric: metric.into() };
+        let key = SeriesKey {
+            scope: scope.clone(),
+            metric: metric.into(),
+        };
         let series = self.series.get(&key)?;
         self.range(&key, series, now)
     }
@@ -168,13 +181,20 @@ impl Detector {
         let mut learn = Vec::new();
         for (scope, snapshots) in &tick.scopes {
             for (name, value) in snapshots.iter().flat_map(|s| &s.metrics) {
-                let key = SeriesKey { scope: scope.clone(), metric: name.clone() };
-                let Some(series) = self.series.get(&key) else { continue };
+                let key = SeriesKey {
+                    scope: scope.clone(),
+                    metric: name.clone(),
+                };
+                let Some(series) = self.series.get(&key) else {
+                    continue;
+                };
                 let range = self.range(&key, series, tick.at);
                 let beyond =
                     range.filter(|(expected, _)| is_beyond(series.metric, expected, *value));
                 learn.push((key.clone(), *value, beyond.is_some()));
-                let Some((expected, source)) = beyond else { continue };
+                let Some((expected, source)) = beyond else {
+                    continue;
+                };
                 let needed = match source {
                     Source::Own => STREAK,
                     Source::Borrowed => STREAK_BORROWED,
@@ -200,7 +220,9 @@ impl Detector {
     }
 
     fn note(&mut self, key: &SeriesKey, value: f64, beyond: bool, tick: &Tick) {
-        let Some(series) = self.series.get_mut(key) else { return };
+        let Some(series) = self.series.get_mut(key) else {
+            return;
+        };
         series.seen_at = tick.at;
         if beyond {
             series.streak += 1;
@@ -219,8 +241,13 @@ impl Detector {
         for (scope, snapshots) in &tick.scopes {
             let mut of_scope = 0;
             for name in snapshots.iter().flat_map(|s| s.metrics.keys()) {
-                let Some(metric) = self.metrics.get(&**name) else { continue };
-                let key = SeriesKey { scope: scope.clone(), metric: name.clone() };
+                let Some(metric) = self.metrics.get(&**name) else {
+                    continue;
+                };
+                let key = SeriesKey {
+                    scope: scope.clone(),
+                    metric: name.clone(),
+                };
                 of_scope += 1;
                 if self.series.contains_key(&key) {
                     continue;
@@ -269,13 +296,19 @@ impl Detector {
         }
         let limit = series.metric.never_normal?;
         let siblings = self.siblings(key, now).map(|high| high * SIBLINGS);
-        Some((Expected::up_to(siblings.unwrap_or(limit).max(limit)), Source::Borrowed))
+        Some((
+            Expected::up_to(siblings.unwrap_or(limit).max(limit)),
+            Source::Borrowed,
+        ))
     }
 
     /// The widest range of the series of the same name in cgroups beside this one.
     fn siblings(&self, key: &SeriesKey, now: Moment) -> Option<f64> {
         let parent = parent(key.scope.path()?)?;
-        let from = SeriesKey { scope: Scope::cgroup(parent), metric: Arc::from("") };
+        let from = SeriesKey {
+            scope: Scope::cgroup(parent),
+            metric: Arc::from(""),
+        };
         self.series
             .range(from..)
             .take_while(|(k, _)| k.scope.path().is_some_and(|p| p.starts_with(parent)))
@@ -295,7 +328,10 @@ const _: () = assert!(ENOUGH > 1);
 
 /// The beginning of the interval that `tick` ends.
 fn before(tick: &Tick) -> Moment {
-    Moment { mono: tick.at.mono.saturating_sub(tick.elapsed), wall: tick.at.wall - tick.elapsed }
+    Moment {
+        mono: tick.at.mono.saturating_sub(tick.elapsed),
+        wall: tick.at.wall - tick.elapsed,
+    }
 }
 
 fn parent(path: &str) -> Option<&str> {

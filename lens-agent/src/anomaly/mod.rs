@@ -6,6 +6,6 @@ mod incident;
 
 pub use self::{
     baseline::{Baseline, Expected},
-    detector::{Anomaly, Config, Detector, Source},
-    incident::{Incident, Incidents, IncidentSeries, Severity, State, Update},
+    detector::{Anomaly, Config, Detector, Kept, Source},
+    incident::{Incident, IncidentSeries, Incidents, Range, Severity, State, Update},
 };

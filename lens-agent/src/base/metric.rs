@@ -93,6 +93,8 @@ pub const fn gauge(
         kind: Kind::Gauge,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
     }
 }
@@ -111,6 +113,8 @@ pub const fn rate(
         kind: Kind::Rate,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
     }
 }
@@ -129,6 +133,8 @@ pub const fn quantile(
         kind: Kind::Quantile,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
     }
 }

@@ -440,7 +440,7 @@ mod tests {
             &[
                 (Holder::Cgroup(9), 50),
                 (Holder::Cgroup(8), 100),
-                (Holder::Unattributed, 100),
+                (Holder::Unattributed, 50),
             ],
         );
     }
