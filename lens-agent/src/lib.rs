@@ -14,5 +14,6 @@ pub mod anomaly;
 pub mod base;
 pub mod cli;
 pub mod history;
+pub mod investigate;
 pub mod probes;
 pub mod skills;
