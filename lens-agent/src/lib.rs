@@ -12,3 +12,7 @@
 
 pub mod base;
 pub mod cli;
+pub mod host;
+pub mod store;
+pub mod supervise;
+pub mod telemetry;
