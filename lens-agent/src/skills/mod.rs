@@ -3,6 +3,9 @@
 //! A skill is pure: it is shown two samples and does arithmetic. It does no I/O, keeps no state
 //! and reads no clock; what cannot be seen is left out, never 0.
 
+mod host;
+mod pressure;
+mod processes;
 mod scheduler;
 mod view;
 
@@ -31,7 +34,12 @@ pub trait Skill: Debug + Send + Sync {
 }
 
 /// Every skill.
-pub const REGISTRY: &[&dyn Skill] = &[&scheduler::Scheduler];
+pub const REGISTRY: &[&dyn Skill] = &[
+    &host::Host,
+    &scheduler::Scheduler,
+    &processes::Processes,
+    &pressure::PressureSkill,
+];
 
 /// The skill with this id.
 pub fn by_id(id: &str) -> Option<&'static dyn Skill> {

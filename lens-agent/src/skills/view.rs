@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     base::{clock::Moment, quality::Quality, scope::Scope},
+    host::{CgroupReading, HostReading, scan::ProcessSummary},
     probes::KernelReading,
 };
 
@@ -16,6 +17,8 @@ pub struct Sample {
     pub at: Moment,
     /// What was counted in the kernel.
     pub kernel: KernelReading,
+    /// What the host's files say.
+    pub host: HostReading,
 }
 
 impl Sample {
@@ -70,6 +73,29 @@ impl<'a> View<'a> {
             .map(|(id, _)| *id)
     }
 
+    /// The files of the scope's cgroup now and before; `None` when it was another cgroup before.
+    pub fn cgroup(&self) -> Option<(&'a CgroupReading, &'a CgroupReading)> {
+        let path = self.scope.path()?;
+        let now = self.now.host.cgroups.get(path)?;
+        let before = self
+            .before
+            .host
+            .cgroups
+            .get(path)
+            .filter(|b| b.id == now.id)?;
+        Some((now, before))
+    }
+
+    /// The processes of the scope now and before.
+    pub fn processes(&self) -> Option<(&'a ProcessSummary, &'a ProcessSummary)> {
+        if *self.scope == Scope::Host {
+            let now = self.now.host.host.processes.as_ref()?;
+            return Some((now, self.before.host.host.processes.as_ref()?));
+        }
+        let (now, before) = self.cgroup()?;
+        Some((now.processes.as_ref()?, before.processes.as_ref()?))
+    }
+
     /// What a cgroup that is no target is called, or a target.
     pub fn name_of(&self, id: u64) -> Option<Arc<str>> {
         let kernel = &self.now.kernel;
@@ -113,6 +139,7 @@ impl<'a> View<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::host::HostWide;
 
     /// A sample `mono` after boot with these targets.
     pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
@@ -129,6 +156,13 @@ pub(super) mod tests {
             kernel: KernelReading {
                 targets,
                 ..KernelReading::default()
+            },
+            host: HostReading {
+                taken_at: at.wall,
+                monotonic_ms: 0,
+                host: HostWide::default(),
+                cgroups: std::collections::BTreeMap::new(),
+                quality: Quality::default(),
             },
         }
     }
