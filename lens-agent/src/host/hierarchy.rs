@@ -7,6 +7,9 @@
 //! - Except where v2 has no child at all, and the service manager puts processes into children of a
 //!   v1 hierarchy of its own (`name=systemd`): then nobody uses v2.
 //! - In v1 the first of `memory`, `pids` and `name=...` that has processes below its root.
+//!
+//! Mounts and paths are as this process sees them: in a container lens needs the host's cgroup and
+//! pid namespaces, and the host's hierarchies mounted.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,8 +1,8 @@
 //! All processes, looked at once and summed up by cgroup.
 //!
 //! Of each process `stat` is read; `cgroup` only while the process is young and at every tenth
-//! scan thereafter, because a process seldom moves later than just after its start. With both,
-//! 1,000 processes take about 20 ms.
+//! scan thereafter, because a process seldom moves later than just after its start. 1,000 processes
+//! take about 10 ms, and 20 ms while all are young (measured on a virtual machine, Linux 6.18).
 //!
 //! What ends between two scans is not seen here: these sums fall when a process ends, and are no
 //! counters. For CPU time over short-lived processes there is the cgroup's own `cpu.stat`.

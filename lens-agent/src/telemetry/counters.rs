@@ -81,9 +81,9 @@ impl Counters {
         tally.additions
     }
 
-    pub(super) fn total(&self, counter: &Counter) -> u64 {
+    pub(super) fn total(&self, name: &str) -> u64 {
         self.lock()
-            .get(counter.name)
+            .get(name)
             .map_or(0, |family| family.by_labels.values().map(|t| t.value).sum())
     }
 
@@ -138,7 +138,7 @@ mod tests {
         counters.add(&READS, &["file 0"], 1);
         let values = counters.values();
         assert_eq!(values.len(), MAX_LABEL_SETS + 1);
-        assert_eq!(counters.total(&READS), 201);
+        assert_eq!(counters.total(READS.name), 201);
         let value = |label: &str| {
             values
                 .iter()

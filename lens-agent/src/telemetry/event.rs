@@ -82,7 +82,7 @@ pub enum Event {
 // A macro, so that no counter can be left out of the list.
 macro_rules! counters {
     ($($ident:ident = $name:literal $labels:expr, $help:literal;)*) => {
-        $(pub(super) static $ident: Counter =
+        $(static $ident: Counter =
             Counter { name: $name, help: $help, labels: &$labels };)*
 
         /// All counters.
