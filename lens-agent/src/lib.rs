@@ -10,12 +10,16 @@
 //! `supervise` and `store` what keeps it running and remembering; `agent` wires it all.
 //! A module imports only from modules above it in `xtask/src/layers.rs`, which checks it.
 
+pub mod agent;
 pub mod anomaly;
+pub mod api;
 pub mod base;
 pub mod cli;
+pub mod config;
 pub mod history;
 pub mod host;
 pub mod investigate;
+pub mod outputs;
 pub mod probes;
 pub mod skills;
 pub mod store;

@@ -186,12 +186,12 @@ impl Incidents {
         self.open.iter().chain(&self.closed).map(|t| &t.incident)
     }
 
-    /// The estimated onset of an open incident.
-    pub fn onset(&self, id: &str) -> Option<Moment> {
+    /// Open incidents that were anomalous at the last tick, with their estimated onsets.
+    pub fn active(&self) -> impl Iterator<Item = (&Incident, Moment)> {
         self.open
             .iter()
-            .find(|t| &*t.incident.id == id)
-            .map(|t| t.onset)
+            .filter(|t| t.calm == 0)
+            .map(|t| (&t.incident, t.onset))
     }
 
     /// Notes an insight, and how bad it shows the incident to be.
