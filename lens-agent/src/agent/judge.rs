@@ -6,7 +6,7 @@ use super::records::{self, BASELINES, BASELINES_ID, INCIDENT};
 use crate::{
     anomaly::{self, Detector, Incident, Incidents, State, Update},
     api::Api,
-    base::clock::Moment,
+    base::clock::{Clock, Moment},
     history::Tick,
     investigate::{Desk, Insight},
     skills::{self, Sample},
@@ -25,6 +25,7 @@ pub(super) struct Judge {
     api: Api,
     store: Arc<Store>,
     telemetry: Telemetry,
+    clock: Arc<dyn Clock>,
     detector: Detector,
     incidents: Incidents,
     desk: Desk,
@@ -41,6 +42,7 @@ impl Judge {
         api: Api,
         store: Arc<Store>,
         telemetry: Telemetry,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let mut detector = Detector::new(config, skills::metrics());
         match records::remember(&store, REMEMBERED) {
@@ -75,6 +77,7 @@ impl Judge {
             api,
             store,
             telemetry,
+            clock,
             detector,
             incidents: Incidents::default(),
             desk: Desk::default(),
@@ -86,23 +89,23 @@ impl Judge {
     }
 
     /// Takes in one sample.
-    pub(super) fn look(&mut self, sample: Arc<Sample>) {
+    pub(super) fn look(&mut self, sample: &Arc<Sample>) {
         let Some(before) = self.before.replace(sample.clone()) else {
             return;
         };
         self.ticks += 1;
         let elapsed = sample.at.since(&before.at);
-        let snapshots = skills::look_everywhere(self.ticks, &sample, &before, skills::REGISTRY);
+        let snapshots = skills::look_everywhere(self.ticks, sample, &before, skills::REGISTRY);
         let tick = Arc::new(Tick::new(self.ticks, sample.at, elapsed, snapshots));
         self.api.put_tick(tick.clone());
         let anomalies = self.detector.observe(&tick);
         for update in self.incidents.update(&anomalies, &tick) {
             self.tell(&update);
         }
-        self.investigate(&sample);
+        self.investigate(sample);
         self.write_incidents(sample.at);
         self.keep_baselines(sample.at);
-        self.show(&sample, &tick);
+        self.show(sample, &tick);
     }
 
     fn tell(&self, update: &Update) {
@@ -116,11 +119,12 @@ impl Judge {
 
     fn investigate(&mut self, sample: &Sample) {
         let ticks = self.api.ticks();
+        let now = self.clock.now();
         let mut told = Vec::new();
         for (incident, onset) in self.incidents.active() {
             let new = self
                 .desk
-                .look(incident, onset, &ticks, &self.detector, sample);
+                .look(incident, onset, &ticks, &self.detector, sample, now);
             told.extend(new);
         }
         for (insight, severity) in told {

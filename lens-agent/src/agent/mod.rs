@@ -82,7 +82,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Starts everything, within a tokio runtime; returns once probes are attached and the address is bound.
-    pub fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(config: &Config) -> Result<Self, StartError> {
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = Arc::new(Store::open(&config.state_dir, &telemetry)?);
@@ -102,7 +102,7 @@ impl Agent {
         let listening = listener.local_addr().map_err(cannot)?;
 
         let reader = HostReader::new(Root::default())?;
-        let watched = observe::watched(&reader)?;
+        let watched = watched(&reader)?;
         let probes = Probes::start(&watched, &config.probes)?;
         for probe in probes.running() {
             telemetry.emit(Event::ProbeAttached {
@@ -130,7 +130,7 @@ impl Agent {
             supervisor,
             store,
         };
-        agent.observe(&config, clock, probes, reader);
+        agent.observe(config, clock, probes, reader);
         let http = http::Server::new(agent.api.clone(), listener);
         agent
             .supervisor
@@ -149,11 +149,12 @@ impl Agent {
             self.api.clone(),
             self.store.clone(),
             self.telemetry.clone(),
+            clock.clone(),
         );
         let judge = Shared::new(judge);
         self.supervisor
             .blocking_child(Spec::permanent("judge"), move |token| {
-                observe::each(&token, &judged, |sample| judge.lock().look(sample));
+                observe::each(&token, &judged, |sample| judge.lock().look(&sample));
                 Ok::<(), io::Error>(())
             });
         let stage = Shared::new(observe::Host::new(host, self.telemetry.clone()));

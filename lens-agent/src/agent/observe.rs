@@ -46,8 +46,9 @@ pub(super) fn on_time(
     let mut next = clock.now().mono;
     while !token.is_cancelled() {
         let now = clock.now();
-        if now.mono < next {
-            std::thread::park_timeout((next - now.mono).min(GLANCE));
+        let left = next.saturating_sub(now.mono);
+        if !left.is_zero() {
+            std::thread::park_timeout(left.min(GLANCE));
             continue;
         }
         read(now);
@@ -111,10 +112,13 @@ pub(super) struct Kernel {
     probes: Probes,
     api: Api,
     telemetry: Telemetry,
-    last: Option<(Moment, Vec<(&'static str, Vec<ProgramCost>)>)>,
+    last: Option<(Moment, Costs)>,
     lost: Quality,
     own: OwnClock,
 }
+
+/// What each probe's programs have cost.
+type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
 
 /// A reading of the kernel, and what the agent itself has cost.
 #[derive(Debug)]
@@ -176,7 +180,7 @@ impl Kernel {
                 .refused()
                 .iter()
                 .find(|r| r.probe == definition.name);
-            let of = |costs: &[(&'static str, Vec<ProgramCost>)]| {
+            let of = |costs: &Costs| {
                 let own = costs.iter().find(|(name, _)| *name == definition.name);
                 own.map(|(_, costs)| costs.clone()).unwrap_or_default()
             };

@@ -154,9 +154,9 @@ impl Insights {
         if let Some(id) = &self.id {
             let insight = one(&source, id).await?;
             if self.of.json {
-                out.json(&insight)?
+                out.json(&insight)?;
             } else {
-                tell(out, &insight)?
+                tell(out, &insight)?;
             }
             return Ok(Outcome::Fine);
         }

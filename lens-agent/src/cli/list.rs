@@ -167,9 +167,9 @@ impl AgentCommand {
         let Self::Tree { json, ask } = self;
         let tree: Node = ask.agent().await?.get("tree", &[]).await?;
         if json {
-            out.json(&tree)?
+            out.json(&tree)?;
         } else {
-            show(out, &tree, 0)?
+            show(out, &tree, 0)?;
         }
         Ok(Outcome::Fine)
     }

@@ -89,9 +89,9 @@ pub fn main() -> ExitCode {
     // A stage that blocks its thread must not hold up the end.
     runtime.shutdown_background();
     match done {
-        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        // Whoever read the output has gone: no error.
+        Ok(Outcome::Fine) | Err(Trouble::Pipe) => ExitCode::SUCCESS,
         Ok(Outcome::Finding) => ExitCode::from(FINDING),
-        Err(Trouble::Pipe) => ExitCode::SUCCESS,
         Err(trouble) => fail(&trouble),
     }
 }

@@ -37,7 +37,7 @@ impl Run {
         let config = self.settings.over(below).resolve()?;
         need_root()?;
         log();
-        let agent = Agent::start(config)?;
+        let agent = Agent::start(&config)?;
         let mut events = agent.telemetry.subscribe();
         let api = agent.api.clone();
         let url = format!("http://{}", agent.listening);

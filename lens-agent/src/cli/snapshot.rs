@@ -58,9 +58,9 @@ impl Snapshot {
         let now = look.sample(&mut probes, SystemClock.now());
         let snapshots = skills::look_everywhere(1, &now, &before, &skills);
         if self.json {
-            out.json(&snapshots)?
+            out.json(&snapshots)?;
         } else {
-            show(out, &snapshots, &now)?
+            show(out, &snapshots, &now)?;
         }
         Ok(Outcome::Fine)
     }

@@ -4,7 +4,7 @@ use super::{category::Category, insight::Actor};
 use crate::{base::scope::Scope, skills::Sample};
 
 /// The actor in `scope`; `None` for the host.
-pub fn actor(scope: &Scope, category: Category, sample: &Sample) -> Option<Actor> {
+pub(super) fn actor(scope: &Scope, category: Category, sample: &Sample) -> Option<Actor> {
     let path = scope.path()?;
     let processes = sample
         .host
@@ -53,7 +53,7 @@ fn pod(path: &str) -> Option<String> {
 
 /// The innermost service or scope.
 fn unit(path: &str) -> Option<String> {
-    let is_unit = |s: &&str| s.ends_with(".service") || s.ends_with(".scope");
+    let is_unit = |s: &&str| matches!(s.rsplit_once('.'), Some((_, "service" | "scope")));
     path.rsplit('/').find(is_unit).map(str::to_owned)
 }
 

@@ -265,7 +265,7 @@ impl Statement {
                 let seen = show(case, metric, row.seen);
                 let text = format!(
                     "{} of {scope} is as usual ({seen}).",
-                    capital(short(metric))
+                    capital(&short(metric))
                 );
                 (text, vec![row])
             }
@@ -299,7 +299,7 @@ fn change(
     let bound = if up { "under" } else { "over" };
     let text = format!(
         "{} of {scope} is {} ({usual}: {bound} {}).",
-        capital(short(metric)),
+        capital(&short(metric)),
         show(case, metric, row.seen),
         show(case, metric, value)
     );
@@ -348,7 +348,7 @@ fn order(
     row.holds = row.relation.holds(seen, value);
     let text = format!(
         "{} of {} left its range {:.0} s before {} of {}.",
-        capital(short(first.1)),
+        capital(&short(first.1)),
         first.0,
         (value - seen).max(0.0),
         short(then.1),
@@ -410,7 +410,7 @@ fn short(metric: &str) -> String {
     name.replace("runq", "run-queue").replace('_', " ")
 }
 
-fn capital(text: String) -> String {
+fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars
         .next()

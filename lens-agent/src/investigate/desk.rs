@@ -47,6 +47,7 @@ impl Desk {
         ticks: &[Arc<Tick>],
         detector: &Detector,
         sample: &Sample,
+        now: Moment,
     ) -> Option<(Insight, Severity)> {
         let case = Case::new(incident, onset, ticks, detector)?;
         let watch = self.watches.entry(incident.id.clone()).or_default();
@@ -54,7 +55,7 @@ impl Desk {
         let agreed = watch.last.as_ref().is_some_and(|last| last.agrees(&answer));
         watch.last = Some(answer.clone());
         let opened = incident.reopened_at.unwrap_or(incident.opened_at);
-        let waited = sample.at.wall.duration_since(opened).unsigned_abs() >= PATIENCE;
+        let waited = now.wall.duration_since(opened).unsigned_abs() >= PATIENCE;
         let new = match &watch.told {
             None if answer.verdict == Verdict::Cause => agreed || waited,
             None => waited,
@@ -77,7 +78,10 @@ impl Desk {
             .replace((answer.clone(), id.clone()))
             .map(|(_, id)| id);
         let severity = severity(&case, &answer);
-        Some((tell(incident, id, supersedes, answer, sample), severity))
+        Some((
+            tell(incident, id, supersedes, answer, sample, now),
+            severity,
+        ))
     }
 
     /// Forgets incidents that are over.
@@ -107,6 +111,7 @@ fn tell(
     supersedes: Option<Arc<str>>,
     answer: Answer,
     sample: &Sample,
+    now: Moment,
 ) -> Insight {
     let culprit = answer
         .culprit
@@ -127,7 +132,7 @@ fn tell(
         incident: incident.id.clone(),
         supersedes,
         opened_at: incident.reopened_at.unwrap_or(incident.opened_at),
-        created_at: sample.at.wall,
+        created_at: now.wall,
         verdict: answer.verdict,
         category: answer.category,
         summary,

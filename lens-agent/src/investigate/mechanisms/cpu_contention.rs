@@ -32,9 +32,11 @@ impl Mechanism for CpuContention {
             .filter(|scope| **scope != Scope::Host)
             .filter_map(|scope| Some((scope, case.value(scope, WAIT)?)))
             .collect();
-        victims.sort_by(|a, b| b.1.total_cmp(&a.1));
+        // The root cgroup holds whatever nobody has put anywhere: a service is told first.
+        let is_root = |scope: &Scope| scope.path() == Some("/");
+        victims.sort_by(|a, b| is_root(a.0).cmp(&is_root(b.0)).then(b.1.total_cmp(&a.1)));
         let mut proposals: Vec<Proposal> = Vec::new();
-        for (victim, waited) in &victims {
+        for (victim, _) in &victims {
             let Some((culprit, _)) = case.causers(victim, WAIT).into_iter().next() else {
                 continue;
             };
@@ -56,7 +58,6 @@ impl Mechanism for CpuContention {
             });
             let mut all = vec![(*victim).clone()];
             all.extend(also.map(|(scope, _)| (*scope).clone()));
-            debug_assert!(*waited >= 0.0);
             let mut supporting = vec![
                 Statement::Rose {
                     scope: culprit.clone(),
