@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{metric::Metric, quality::Quality};
+use crate::base::{
+    metric::Metric,
+    quality::{Missing, Quality},
+};
 
 /// What the agent itself takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +46,8 @@ pub struct Status {
     pub cost: OwnCost,
     /// What it cannot see.
     pub quality: Quality,
+    /// What the kernel does not forbid it.
+    pub not_closed: Vec<Missing>,
 }
 
 /// Whether a probe runs.
