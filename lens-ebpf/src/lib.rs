@@ -11,6 +11,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
+pub mod atomic;
 pub mod field;
 pub mod flat;
 pub mod loss;
