@@ -6,6 +6,8 @@ pub const MAX_TARGETS: u32 = 512;
 pub const SLOTS: u32 = MAX_TARGETS + 1;
 /// Cgroups that the table of targets can name, those that share slot 0 included.
 pub const TARGET_NAMES: u32 = 8192;
+/// Cgroups a CPU whose slot an object remembers; a power of two.
+pub const NEAR: u32 = 64;
 /// Victim-aggressor pairs a CPU; a power of two.
 pub const PAIRS: u32 = 4096;
 /// Places tried for a pair before its time goes to the victim's `other`.
@@ -29,8 +31,6 @@ pub const TIMES: u32 = 2048;
 pub const ERRNOS: u32 = 2048;
 /// Places tried in each of these tables; a power of two.
 pub const CALL_PROBES: u32 = 8;
-/// Cgroups a CPU that are remembered as not watched; a power of two.
-pub const UNWATCHED: u32 = 64;
 /// Groups of tasks by thread id, to tell whether a call of one is being timed; a power of two.
 pub const TIMED_TASKS: u32 = 4096;
 

@@ -30,7 +30,7 @@ pub struct MemorySlot {
     pub alloc_pages: u64,
     /// Allocations that failed.
     pub failed_allocs: u64,
-    /// How many more resident pages than at the start, by kind; on one CPU also negative.
+    /// Resident pages by kind; the sum over all CPUs counts, one of them may be negative.
     pub rss: [i64; KINDS],
 }
 

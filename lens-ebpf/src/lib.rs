@@ -15,6 +15,7 @@ pub mod atomic;
 pub mod field;
 pub mod flat;
 pub mod loss;
+pub mod near;
 pub mod per_cpu;
 pub mod target;
 pub mod task;

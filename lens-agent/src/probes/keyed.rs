@@ -97,7 +97,7 @@ fn word<'a>(at: *mut u64) -> &'a AtomicU64 {
 }
 
 /// Writes one word of mapped memory, after all that was written before it.
-fn store(at: *mut u64, value: u64) {
+pub(super) fn store(at: *mut u64, value: u64) {
     word(at).store(value, Ordering::Release);
 }
 

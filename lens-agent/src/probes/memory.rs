@@ -1,7 +1,11 @@
 //! Page faults, page allocations and resident pages by cgroup: the reader of the memory object,
 //! and of the one that takes stacks of page faults when it is asked to.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use aya::{
     maps::{HashMap, MapData, StackTraceMap},
@@ -16,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     KernelReading, KernelTypes, ObjectError, Probe, ProbeError, Setup,
     mapped::Mapped,
+    near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
@@ -28,8 +33,8 @@ pub struct Config {
     pub fault_stack_one_in: u32,
 }
 
-/// How many more pages are resident than at the start. Each CPU's last few (32, or twice the number
-/// of CPUs) may be missing, for each address space.
+/// Resident pages of all address spaces together: shared ones count in each. Of each address space
+/// every CPU's last few (32, or twice the number of CPUs) may be missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResidentPages {
     /// Of files.
@@ -57,7 +62,7 @@ pub struct MemoryCounters {
     pub alloc_pages: u64,
     /// Allocations that failed.
     pub failed_allocs: u64,
-    /// How many more pages are resident.
+    /// Resident pages; not of the targets beyond the limit.
     pub resident: Option<ResidentPages>,
 }
 
@@ -97,8 +102,12 @@ struct Memory {
     object: Object,
     losses: Losses,
     slots: Mapped<MemorySlot>,
+    near: Near,
     counts_major: Result<(), String>,
-    counts_resident: bool,
+    /// The iterator that takes up address spaces of new targets.
+    spaces: Result<PathBuf, String>,
+    /// Targets whose address spaces it has taken up.
+    entered: BTreeSet<u64>,
     stacks: Option<Stacks>,
 }
 
@@ -110,15 +119,21 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     plan.share("TARGETS", setup.pins);
     plan.offset("TASK_PID", "task_struct", "pid")?;
     plan.offset("TASK_MM", "task_struct", "mm")?;
-    let counts_resident = resident_constants(&mut plan, types);
+    let known = resident_constants(&mut plan, types);
     plan.per_cpu("SLOT", SLOTS);
+    Near::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("page_fault_user", types)?;
     object.attach("page_fault_kernel", types)?;
     object.attach("mm_page_alloc", types)?;
-    if counts_resident {
+    let spaces = if known {
         object.attach("rss_stat", types)?;
-    }
+        object
+            .pin_iterator("spaces", types, setup.pins)
+            .map_err(|why| why.to_string())
+    } else {
+        Err("this kernel does not tell whose an address space is, or how big".to_owned())
+    };
     let counts_major = object
         .attach_to_every("major_fault", SoftwareEvent::PageFaultsMaj)
         .map_err(|why| why.to_string());
@@ -127,9 +142,11 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Ok(Box::new(Memory {
         losses: Losses::of(&object)?,
         slots: object.mapped("SLOT", SLOTS)?,
+        near: Near::of(&object)?,
         object,
         counts_major,
-        counts_resident,
+        spaces,
+        entered: BTreeSet::new(),
         stacks: stacks.transpose()?,
     }))
 }
@@ -160,6 +177,21 @@ fn resident_constants(plan: &mut Plan<'_>, types: &KernelTypes) -> bool {
 }
 
 impl Memory {
+    /// Counts the pages of processes that were in a cgroup before it became a target.
+    fn take_up_spaces(&mut self, targets: &Targets) -> Result<(), ProbeError> {
+        let live: BTreeSet<u64> = targets.live().keys().copied().collect();
+        if let Ok(path) = &self.spaces
+            && !live.is_subset(&self.entered)
+        {
+            fs::read(path).map_err(|why| ProbeError::Read {
+                probe: "memory",
+                why: format!("address spaces: {why}"),
+            })?;
+        }
+        self.entered = live;
+        Ok(())
+    }
+
     fn slot(&self, slot: u32) -> MemoryCounters {
         let mut sum = MemorySlot::default();
         for cpu in 0..self.slots.cpus() {
@@ -183,7 +215,7 @@ impl Memory {
             allocs: sum.allocs,
             alloc_pages: sum.alloc_pages,
             failed_allocs: sum.failed_allocs,
-            resident: self.counts_resident.then_some(ResidentPages {
+            resident: (self.spaces.is_ok() && slot != 0).then_some(ResidentPages {
                 file: sum.rss[FILE],
                 anon: sum.rss[ANON],
                 swap: sum.rss[SWAP],
@@ -199,6 +231,8 @@ impl Probe for Memory {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
+        self.near.forget();
+        self.take_up_spaces(targets)?;
         let mut reading = MemoryReading::default();
         for (id, target) in targets.live() {
             if target.slot != 0 {
@@ -213,11 +247,8 @@ impl Probe for Memory {
         if let Err(why) = &self.counts_major {
             quality.miss("memory.major_faults", why);
         }
-        if !self.counts_resident {
-            quality.miss(
-                "memory.resident",
-                "this kernel does not tell whose an address space is, or how big",
-            );
+        if let Err(why) = &self.spaces {
+            quality.miss("memory.resident", why);
         }
         for (map, n) in self.losses.all() {
             quality.lost.insert(map, n);

@@ -9,6 +9,7 @@ mod keyed;
 pub mod lifecycle;
 mod mapped;
 pub mod memory;
+mod near;
 mod object;
 mod pins;
 pub mod sched;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lens_common::{
     hist::{BUCKETS, Hist},
-    limits::{CALLS, ERRNOS, SLOTS, TIMES, UNWATCHED},
+    limits::{CALLS, ERRNOS, SLOTS, TIMES},
     syscalls::{Call, CallErrno, INTERRUPTED, SyscallSlot},
 };
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use super::{
     KernelReading, Probe, ProbeError, Setup,
     keyed::{Strangers, take},
     mapped::Mapped,
+    near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
@@ -88,13 +89,10 @@ struct Syscalls {
     times: Mapped<lens_common::syscalls::CallTimes>,
     errnos: Mapped<CallErrno>,
     slots: Mapped<SyscallSlot>,
-    not_watched: Mapped<Word>,
+    near: Near,
     strangers: Strangers,
     time_one_in: u32,
 }
-
-/// One number.
-type Word = lens_common::loss::Counter;
 
 /// Loads and attaches it.
 pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
@@ -112,8 +110,8 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         .per_cpu("TIME", TIMES)
         .per_cpu("ERRNO", ERRNOS)
         .per_cpu("SLOT", SLOTS)
-        .per_cpu("NOT_WATCHED", UNWATCHED)
         .per_cpu("COUNTDOWN", 1);
+    Near::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("sys_exit", types)?;
     if time_one_in != 0 {
@@ -125,7 +123,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         times: object.mapped("TIME", TIMES)?,
         errnos: object.mapped("ERRNO", ERRNOS)?,
         slots: object.mapped("SLOT", SLOTS)?,
-        not_watched: object.mapped("NOT_WATCHED", UNWATCHED)?,
+        near: Near::of(&object)?,
         object,
         strangers: Strangers::default(),
         time_one_in,
@@ -201,12 +199,7 @@ impl Probe for Syscalls {
                 counters.other += other.calls;
             }
         }
-        // A cgroup may have become a target since it was found not to be one.
-        for cpu in 0..self.not_watched.cpus() {
-            for i in 0..self.not_watched.block() {
-                self.not_watched.set(cpu, i, Word::default());
-            }
-        }
+        self.near.forget();
         let quality = &mut into.quality;
         for (map, n) in self.losses.all() {
             quality.lost.insert(map, n);

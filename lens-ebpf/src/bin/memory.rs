@@ -14,19 +14,19 @@ use lens_common::{
     limits::{SLOTS, SPACES},
     loss,
     memory::{KINDS, MemorySlot, Space},
+    target::OTHER_SLOT,
 };
 use lens_ebpf::{
     atomic,
     field::read,
     loss::count,
-    offsets, per_cpu,
+    near, offsets, per_cpu,
     target::{cgroup_of, slot_of},
 };
 
 #[map]
 static SLOT: Array<MemorySlot> = Array::with_max_entries(SLOTS, per_cpu::MAPPED);
-/// By address of the `mm_struct`. An entry is made when an address space is born in a watched
-/// cgroup or first changes there, and goes when it is torn down.
+/// By address of the `mm_struct`: exactly those whose pages are counted in a slot.
 #[map]
 static SPACE: HashMap<u64, Space> = HashMap::with_max_entries(SPACES, 0);
 
@@ -56,14 +56,10 @@ fn current() -> *const u8 {
 }
 
 #[inline(always)]
-fn slot_on_this_cpu(cgroup: u64) -> Option<*mut MemorySlot> {
-    SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot_of(cgroup)?))
-}
-
-#[inline(always)]
 fn own_slot() -> Option<*mut MemorySlot> {
     // SAFETY: the current task is typed.
-    slot_on_this_cpu(unsafe { cgroup_of(current()) })
+    let slot = near::slot_of(unsafe { cgroup_of(current()) })?;
+    SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot))
 }
 
 /// `page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
@@ -135,63 +131,88 @@ fn rss_stat(ctx: BtfTracePointContext) -> i32 {
         let space = SPACE.get_ptr_mut(&address);
         if read::<u32>(mm, &MM_USERS) == 0 {
             if let Some(space) = space {
-                end(space);
-                let _ = SPACE.remove(&address);
+                end(address, space);
             }
             return 0;
         }
-        let (cgroup, unborn) = owner_of(mm);
-        let pages = resident(mm, kind);
-        let space = match space {
-            Some(space) => space,
-            None => match enter(address, mm, cgroup, unborn) {
-                Some(space) => space,
-                None => return 0,
-            },
+        let cgroup = owner_of(mm);
+        let Some(space) = space else {
+            // Mostly a task that is not watched, at work on its own memory.
+            if cgroup != cgroup_of(current()) || near::slot_of(cgroup).is_some() {
+                enter(address, mm, cgroup);
+            }
+            return 0;
         };
         if cgroup != 0 && (*space).cgroup != cgroup {
             // Moved, or cloned into another cgroup: its pages go with it.
-            let was = atomic::exchange(&raw mut (*space).cgroup, cgroup);
-            if was != cgroup {
-                move_over(space, was, cgroup);
-            }
+            end(address, space);
+            enter(address, mm, cgroup);
+            return 0;
         }
+        let pages = resident(mm, kind);
         let seen = (*space).seen.as_mut_ptr().add(kind);
         if *seen != pages {
             // Two CPUs may be here with the same address space: each takes what the other left.
             let was = atomic::exchange(seen.cast::<u64>(), pages as u64) as i64;
-            if let Some(slot) = slot_on_this_cpu((*space).cgroup) {
-                *(*slot).rss.as_mut_ptr().add(kind) += pages - was;
+            if let Some(slot) = space_slot((*space).cgroup) {
+                add(slot, kind, pages - was);
             }
         }
     }
     0
 }
 
-/// The cgroup that `mm`'s pages count for (0 if nobody's any more), and whether it is only being
-/// made.
+/// `struct bpf_iter__task`: what an iterator over tasks is given.
+#[repr(C)]
+struct TaskContext {
+    meta: *const u8,
+    task: *const u8,
+}
+
+/// Counts the pages of processes that were there before their cgroup was watched. Writes nothing.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+extern "C" fn spaces(ctx: *const TaskContext) -> i32 {
+    // SAFETY: `ctx` is what the kernel gives; `task` is NULL after the last.
+    unsafe {
+        let task = (*ctx).task;
+        if task.is_null() {
+            return 0;
+        }
+        let mm: *const u8 = read(task, &TASK_MM);
+        if mm.is_null() {
+            return 0;
+        }
+        let address = mm as u64;
+        if SPACE.get_ptr(&address).is_none() && read::<u32>(mm, &MM_USERS) != 0 {
+            enter(address, mm, owner_of(mm));
+        }
+    }
+    0
+}
+
+/// The cgroup that `mm`'s pages count for; 0 if nobody's any more.
 #[inline(always)]
-unsafe fn owner_of(mm: *const u8) -> (u64, bool) {
-    // SAFETY: `mm` is a program's argument.
+unsafe fn owner_of(mm: *const u8) -> u64 {
+    // SAFETY: `mm` is typed.
     unsafe {
         let owner: *const u8 = read(mm, &MM_OWNER);
         if owner.is_null() {
-            return (0, false);
+            return 0;
         }
+        // A copy that the current task is making of itself still has its pid, and no cgroup yet.
         let current = current();
-        if read::<u32>(owner, &TASK_PID) != read::<u32>(current, &TASK_PID) {
-            return (cgroup_of(owner), false);
+        if read::<u32>(owner, &TASK_PID) == read::<u32>(current, &TASK_PID) {
+            cgroup_of(current)
+        } else {
+            cgroup_of(owner)
         }
-        // The current task, or the copy that it is making of itself, which still has its pid and
-        // no cgroup yet; while that or an exec is under way, `mm` is not yet its own.
-        let own: *const u8 = read(current, &TASK_MM);
-        (cgroup_of(current), own != mm)
     }
 }
 
 #[inline(always)]
 unsafe fn resident(mm: *const u8, kind: usize) -> i64 {
-    // SAFETY: `mm` is a program's argument; typed pointers take constant offsets only.
+    // SAFETY: `mm` is typed; such pointers take constant offsets only.
     unsafe {
         match kind {
             0 => read(mm, &MM_RSS_0),
@@ -202,68 +223,72 @@ unsafe fn resident(mm: *const u8, kind: usize) -> i64 {
     }
 }
 
-/// Makes an entry. What is resident already counts only if it was born here: pages from before the
-/// start are no growth.
+/// Where the pages of `cgroup`'s address spaces are counted. Not in the slot of those beyond the
+/// limit: what is added there could not be taken back when one of them gets a slot of its own.
 #[inline(always)]
-unsafe fn enter(address: u64, mm: *const u8, cgroup: u64, unborn: bool) -> Option<*mut Space> {
-    slot_of(cgroup)?;
-    let mut space = Space {
-        cgroup,
-        seen: [0; KINDS],
-    };
-    if !unborn {
-        // SAFETY: `mm` is a program's argument.
-        space.seen = unsafe {
-            [
-                resident(mm, 0),
-                resident(mm, 1),
-                resident(mm, 2),
-                resident(mm, 3),
-            ]
-        };
+fn space_slot(cgroup: u64) -> Option<*mut MemorySlot> {
+    let slot = slot_of(cgroup)?;
+    if slot == OTHER_SLOT {
+        return None;
     }
-    if SPACE
-        .insert(&address, &space, u64::from(BPF_NOEXIST))
-        .is_err()
-    {
-        count(loss::SPACES);
-    }
-    SPACE.get_ptr_mut(&address)
+    SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot))
 }
 
-/// Takes back all pages of `space`, once, whoever sees first that it is torn down.
+/// Atomic, because the iterator can be interrupted by a page fault.
 #[inline(always)]
-unsafe fn end(space: *mut Space) {
-    // SAFETY: `kind` is in bounds; this CPU's counters.
+unsafe fn add(slot: *mut MemorySlot, kind: usize, pages: i64) {
+    // SAFETY: `kind` is in bounds.
     unsafe {
-        let slot = slot_on_this_cpu((*space).cgroup);
+        let at = (*slot).rss.as_mut_ptr().add(kind);
+        atomic::add(at.cast::<u64>(), pages as u64);
+    }
+}
+
+/// Begins to count an address space, with all that is resident now.
+#[inline(always)]
+unsafe fn enter(address: u64, mm: *const u8, cgroup: u64) {
+    let Some(slot) = space_slot(cgroup) else {
+        return;
+    };
+    // SAFETY: `mm` is typed.
+    let seen = unsafe {
+        [
+            resident(mm, 0),
+            resident(mm, 1),
+            resident(mm, 2),
+            resident(mm, 3),
+        ]
+    };
+    let space = Space { cgroup, seen };
+    let entered = SPACE.insert(&address, &space, u64::from(BPF_NOEXIST));
+    if entered.is_ok() {
+        let mut kind = 0;
+        while kind < KINDS {
+            // SAFETY: `kind` is in bounds.
+            unsafe { add(slot, kind, *seen.as_ptr().add(kind)) };
+            kind += 1;
+        }
+    } else if SPACE.get_ptr(&address).is_none() {
+        count(loss::SPACES);
+    }
+}
+
+/// Takes back all that was counted of an address space, once, whoever sees its end first.
+#[inline(always)]
+unsafe fn end(address: u64, space: *mut Space) {
+    // SAFETY: `kind` is in bounds.
+    unsafe {
+        let slot = space_slot((*space).cgroup);
         let mut kind = 0;
         while kind < KINDS {
             let seen = (*space).seen.as_mut_ptr().add(kind);
             let pages = atomic::exchange(seen.cast::<u64>(), 0) as i64;
             if let Some(slot) = slot {
-                *(*slot).rss.as_mut_ptr().add(kind) -= pages;
+                add(slot, kind, -pages);
             }
             kind += 1;
         }
     }
-}
-
-#[inline(always)]
-unsafe fn move_over(space: *mut Space, from: u64, to: u64) {
-    // SAFETY: `kind` is in bounds; this CPU's counters.
-    unsafe {
-        let (from, to) = (slot_on_this_cpu(from), slot_on_this_cpu(to));
-        let mut kind = 0;
-        while kind < KINDS {
-            let pages = *(*space).seen.as_ptr().add(kind);
-            if let Some(slot) = from {
-                *(*slot).rss.as_mut_ptr().add(kind) -= pages;
-            }
-            if let Some(slot) = to {
-                *(*slot).rss.as_mut_ptr().add(kind) += pages;
-            }
-            kind += 1;
-        }
-    }
+    // Whoever was first.
+    let _ = SPACE.remove(&address);
 }

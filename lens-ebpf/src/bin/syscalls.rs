@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use lens_common::{
     hist::{BUCKETS, bucket},
-    limits::{CALL_PROBES, CALLS, ERRNOS, SLOTS, TIMED_TASKS, TIMES, UNWATCHED},
+    limits::{CALL_PROBES, CALLS, ERRNOS, SLOTS, TIMED_TASKS, TIMES},
     loss,
     syscalls::{
         COMPAT, Call, CallErrno, CallTimes, INTERRUPTED, NUMBERS, SyscallSlot, Timed, TimedTasks,
@@ -27,12 +27,7 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
-    atomic,
-    field::read,
-    loss::count,
-    offsets, per_cpu,
-    target::{cgroup_of, slot_of},
-    task::TaskStorage,
+    atomic, field::read, loss::count, near, offsets, per_cpu, target::cgroup_of, task::TaskStorage,
 };
 
 #[map]
@@ -43,9 +38,6 @@ static TIME: Array<CallTimes> = Array::with_max_entries(TIMES, per_cpu::MAPPED);
 static ERRNO: Array<CallErrno> = Array::with_max_entries(ERRNOS, per_cpu::MAPPED);
 #[map]
 static SLOT: Array<SyscallSlot> = Array::with_max_entries(SLOTS, per_cpu::MAPPED);
-/// Cgroups found not to be watched; the agent forgets them at each reading.
-#[map]
-static NOT_WATCHED: Array<u64> = Array::with_max_entries(UNWATCHED, per_cpu::MAPPED);
 
 /// Calls until the next one is timed.
 #[map]
@@ -107,7 +99,7 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         *countdown = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
         let nr = number(ctx.arg(1), read(task, &TASK_STATUS));
-        if NO_RETURN.contains(&nr) || slot_of(cgroup_of(task)).is_none() {
+        if NO_RETURN.contains(&nr) || near::slot_of(cgroup_of(task)).is_none() {
             return 0;
         }
         let record = TASK.get(task, true);
@@ -194,7 +186,7 @@ unsafe fn place(cgroup: u64, nr: u32, mixed: u32) -> Option<*mut Call> {
         }
         k += 1;
     }
-    if free.is_null() || !is_watched(cgroup) {
+    if free.is_null() || near::slot_of(cgroup).is_none_or(|slot| slot == OTHER_SLOT) {
         return None;
     }
     // SAFETY: a free place of this CPU's table; the key comes last, for the reader.
@@ -206,47 +198,17 @@ unsafe fn place(cgroup: u64, nr: u32, mixed: u32) -> Option<*mut Call> {
     Some(free)
 }
 
-/// Whether `cgroup` has a slot of its own. Most calls that ask come from cgroups that have none,
-/// again and again.
-#[inline(always)]
-fn is_watched(cgroup: u64) -> bool {
-    let i = cgroup as u32 & (UNWATCHED - 1);
-    let Some(known) = NOT_WATCHED.get_ptr_mut(per_cpu::index(UNWATCHED, i)) else {
-        return false;
-    };
-    // SAFETY: this CPU's table.
-    unsafe {
-        if *known == cgroup {
-            return false;
-        }
-        match slot_of(cgroup) {
-            Some(slot) => slot != OTHER_SLOT,
-            None => {
-                *known = cgroup;
-                false
-            }
-        }
-    }
-}
-
 /// Counts a call of a target beyond the limit, or one that found the table full.
 #[inline(always)]
 unsafe fn without_place(cgroup: u64, nr: u32, result: u64) {
-    let i = cgroup as u32 & (UNWATCHED - 1);
-    let Some(known) = NOT_WATCHED.get_ptr(per_cpu::index(UNWATCHED, i)) else {
+    let Some(slot) = near::slot_of(cgroup) else {
         return;
     };
-    // SAFETY: this CPU's tables.
+    let Some(other) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
+        return;
+    };
+    // SAFETY: this CPU's counters.
     unsafe {
-        if *known == cgroup {
-            return;
-        }
-        let Some(slot) = slot_of(cgroup) else {
-            return;
-        };
-        let Some(other) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
-            return;
-        };
         if result == 0 && FORKS.contains(&nr) {
             return;
         }
