@@ -11,9 +11,11 @@
 #![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
+pub mod atomic;
 pub mod field;
 pub mod flat;
 pub mod loss;
+pub mod near;
 pub mod per_cpu;
 pub mod target;
 pub mod task;

@@ -5,10 +5,15 @@
 
 mod glob;
 mod kernel_types;
+mod keyed;
+pub mod lifecycle;
 mod mapped;
+pub mod memory;
+mod near;
 mod object;
 mod pins;
 pub mod sched;
+pub mod syscalls;
 mod targets;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -19,8 +24,11 @@ use self::pins::Pins;
 pub use self::{
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
+    lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
+    memory::{FaultStack, MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
+    syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
 };
 use crate::base::quality::Quality;
@@ -38,12 +46,32 @@ pub struct Definition {
 }
 
 /// Every probe, in the order in which they start.
-pub const REGISTRY: &[Definition] = &[Definition {
-    name: "sched",
-    title: "run-queue waits and sleeps by cgroup, and who held the CPU meanwhile",
-    blind: "who waits for a CPU and because of whom",
-    start: sched::start,
-}];
+pub const REGISTRY: &[Definition] = &[
+    Definition {
+        name: "sched",
+        title: "run-queue waits and sleeps by cgroup, and who held the CPU meanwhile",
+        blind: "who waits for a CPU and because of whom",
+        start: sched::start,
+    },
+    Definition {
+        name: "syscalls",
+        title: "system calls by cgroup and number, with errors by errno and sampled latencies",
+        blind: "storms of system calls and of errors, slow calls",
+        start: syscalls::start,
+    },
+    Definition {
+        name: "memory",
+        title: "page faults, page allocations and resident pages by cgroup",
+        blind: "page-fault storms, and who grows between two looks",
+        start: memory::start,
+    },
+    Definition {
+        name: "lifecycle",
+        title: "processes and threads begun and ended by cgroup, crashes, and who forks",
+        blind: "process churn, crash loops, thread leaks",
+        start: lifecycle::start,
+    },
+];
 
 /// Why a probe does not run.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +96,7 @@ pub struct Setup<'a> {
     pins: &'a Pins,
     cpus: usize,
     watched: &'a Watched,
+    config: &'a Config,
 }
 
 /// A running probe.
@@ -91,6 +120,12 @@ pub struct KernelReading {
     pub names: BTreeMap<u64, Arc<str>>,
     /// Waits for CPUs.
     pub sched: Option<SchedReading>,
+    /// System calls.
+    pub syscalls: Option<SyscallsReading>,
+    /// Page faults, allocations, resident pages.
+    pub memory: Option<MemoryReading>,
+    /// Tasks begun and ended.
+    pub lifecycle: Option<LifecycleReading>,
     /// What was not seen.
     pub quality: Quality,
 }
@@ -104,6 +139,10 @@ pub struct Config {
     pub only: Vec<String>,
     /// Not these.
     pub without: Vec<String>,
+    /// What is the syscalls probe's own.
+    pub syscalls: syscalls::Config,
+    /// What is the memory probe's own.
+    pub memory: memory::Config,
 }
 
 /// A probe that was to run and does not.
@@ -144,6 +183,7 @@ impl Probes {
             pins: &pins,
             cpus,
             watched,
+            config,
         };
         let mut running = Vec::new();
         let mut refused = Vec::new();
@@ -240,6 +280,17 @@ impl Probes {
 }
 
 impl Config {
+    /// Every probe as it is by default, for the cgroups that match `globs`.
+    pub fn of(globs: Globs) -> Self {
+        Self {
+            globs,
+            only: Vec::new(),
+            without: Vec::new(),
+            syscalls: syscalls::Config::default(),
+            memory: memory::Config::default(),
+        }
+    }
+
     fn wants(&self, probe: &str) -> bool {
         (self.only.is_empty() || self.only.iter().any(|p| p == probe))
             && !self.without.iter().any(|p| p == probe)
