@@ -131,7 +131,7 @@ pub struct KernelReading {
 }
 
 /// Which probes to run, for whom.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Whose waiting and work is counted.
     pub globs: Globs,
