@@ -25,7 +25,6 @@ const GLANCE: Duration = Duration::from_millis(200);
 
 /// Calls `take` for everything that comes, until `token` is cancelled.
 pub(super) fn each<T>(token: &CancellationToken, from: &Receiver<T>, mut take: impl FnMut(T)) {
-    own_weight();
     while !token.is_cancelled() {
         match from.recv_timeout(GLANCE) {
             Ok(item) => take(item),
@@ -42,7 +41,6 @@ pub(super) fn on_time(
     clock: &dyn Clock,
     mut read: impl FnMut(Moment),
 ) {
-    own_weight();
     let mut next = clock.now().mono;
     while !token.is_cancelled() {
         let now = clock.now();
@@ -57,17 +55,6 @@ pub(super) fn on_time(
             // Too late for more than one: what is missed is not made up for.
             next = now.mono + interval;
         }
-    }
-}
-
-/// Beside a greedy neighbour the agent would starve as its victims do: its threads get the most
-/// weight that a normal task can have. They sleep nearly all the time.
-fn own_weight() {
-    // SAFETY: takes numbers only; 0 is the calling thread.
-    #[expect(unsafe_code, reason = "no safe wrapper for the niceness of one thread")]
-    let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-    if set != 0 {
-        tracing::warn!("cannot raise the agent's weight: readings may come late on a busy host");
     }
 }
 

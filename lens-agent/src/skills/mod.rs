@@ -148,6 +148,9 @@ pub fn look_everywhere(
 }
 
 #[cfg(test)]
+pub(crate) use self::view::tests::empty as empty_sample;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -156,22 +156,11 @@ pub(super) mod tests {
     use super::*;
     use crate::host::HostWide;
 
-    /// A sample `mono` after boot with these targets.
-    pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
-        let at = Moment {
-            mono,
-            wall: jiff::Timestamp::UNIX_EPOCH + mono,
-        };
-        let targets = targets
-            .iter()
-            .map(|(id, path)| (*id, Arc::from(*path)))
-            .collect();
+    /// A sample of nothing.
+    pub(crate) fn empty(at: Moment) -> Sample {
         Sample {
             at,
-            kernel: KernelReading {
-                targets,
-                ..KernelReading::default()
-            },
+            kernel: KernelReading::default(),
             host: HostReading {
                 taken_at: at.wall,
                 monotonic_ms: 0,
@@ -182,5 +171,13 @@ pub(super) mod tests {
             abnormal: Vec::new(),
             own: None,
         }
+    }
+
+    /// A sample `mono` after boot with these targets.
+    pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
+        let at = Moment { mono, wall: jiff::Timestamp::UNIX_EPOCH + mono };
+        let mut sample = empty(at);
+        sample.kernel.targets = targets.iter().map(|(id, path)| (*id, Arc::from(*path))).collect();
+        sample
     }
 }

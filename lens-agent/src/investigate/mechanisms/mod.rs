@@ -55,3 +55,6 @@ pub struct Proposal {
     /// What to do.
     pub next_steps: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;
