@@ -61,6 +61,7 @@ impl Target {
 
     /// The inverse of [`Target::to_bits`].
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
     pub const fn from_bits(bits: u64) -> Self {
         Self {
             slot: bits as u32,

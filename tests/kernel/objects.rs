@@ -22,7 +22,15 @@ impl Nest {
     }
 
     pub(crate) fn with(probe: &str, configure: impl FnOnce(&mut Config)) -> Result<Self> {
-        let top = Cgroup::new(probe)?;
+        Self::around(Cgroup::new(probe)?, probe, configure)
+    }
+
+    /// Watches what is in `top` already, and what is made there.
+    pub(crate) fn around(
+        top: Cgroup,
+        probe: &str,
+        configure: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let mut config = Config::of(Globs::new(&[format!("{}/**", top.path())])?);
         config.only.push(probe.to_owned());
         configure(&mut config);

@@ -43,13 +43,13 @@ pub(super) struct Strangers {
 
 impl Strangers {
     /// A new reading begins.
-    pub fn next_reading(&mut self) {
+    pub(super) fn next_reading(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }
 
     /// Hands every place of a target to `take`, with where it lies, and frees those of cgroups
     /// that are gone.
-    pub fn sweep<T: OfCgroup>(
+    pub(super) fn sweep<T: OfCgroup>(
         &mut self,
         table: &Mapped<T>,
         targets: &Targets,

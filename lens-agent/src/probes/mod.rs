@@ -3,6 +3,7 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+pub mod fault_stacks;
 mod glob;
 mod kernel_types;
 mod keyed;
@@ -22,10 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use self::pins::Pins;
 pub use self::{
+    fault_stacks::FaultStack,
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
-    memory::{FaultStack, MemoryCounters, MemoryReading, ResidentPages},
+    memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},

@@ -404,7 +404,7 @@ mod tests {
     fn check(waiting: Waiting, runs: &Runs, want: &[(Holder, u64)]) {
         let mut seen = Vec::new();
         walk_back(&waiting, Some(runs), &mut |holder, ns| {
-            seen.push((holder, ns))
+            seen.push((holder, ns));
         });
         seen.retain(|(_, ns)| *ns != 0);
         assert_eq!(seen, want);
@@ -440,7 +440,7 @@ mod tests {
             &[
                 (Holder::Cgroup(9), 50),
                 (Holder::Cgroup(8), 100),
-                (Holder::Unattributed, 100),
+                (Holder::Unattributed, 50),
             ],
         );
     }

@@ -1,0 +1,211 @@
+//! Builds everything, wires it, and declares the supervision tree.
+//!
+//! ```text
+//! probes --KernelReading--> host --Sample--> judge --> api, store
+//! ```
+//!
+//! Each stage is a supervised child on a thread of its own, with a bounded queue before it. What
+//! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
+
+mod judge;
+mod observe;
+mod own;
+pub(crate) mod records;
+
+pub(crate) use self::observe::{Look, watched};
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::Api,
+    base::clock::{Clock, SystemClock},
+    config::Config,
+    host::{self, HostReader, Root},
+    outputs::http,
+    probes::{self, Probes},
+    store::{Store, StoreError},
+    supervise::{Spec, Supervisor},
+    telemetry::{Event, Telemetry},
+};
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kernel's files cannot be read.
+    #[error(transparent)]
+    Host(#[from] host::ReadError),
+    /// There is nothing to watch.
+    #[error(
+        "no cgroup hierarchy is mounted: lens counts by cgroup (mount cgroup2 on /sys/fs/cgroup)"
+    )]
+    NoCgroups,
+    /// No probe can run.
+    #[error(transparent)]
+    Probes(#[from] probes::StartError),
+    /// Nothing can be remembered.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nobody could reach it.
+    #[error(
+        "cannot listen on {addr}: {why}; another agent may be running (choose another address with --listen)"
+    )]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// The system's answer.
+        why: io::Error,
+    },
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// The view of it.
+    pub api: Api,
+    /// Where it says what happens.
+    pub telemetry: Telemetry,
+    /// Where it listens.
+    pub listening: SocketAddr,
+    supervisor: Supervisor,
+    store: Arc<Store>,
+}
+
+/// How long children may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// Starts everything, within a tokio runtime; returns once probes are attached and the address is bound.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let telemetry = Telemetry::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = Arc::new(Store::open(&config.state_dir, &telemetry)?);
+        if let Some(aside) = store.moved_aside() {
+            let why = format!(
+                "the database was damaged; it is kept as {}",
+                aside.display()
+            );
+            telemetry.emit(Event::StoreError { why });
+        }
+        let cannot = |why| StartError::Listen {
+            addr: config.listen,
+            why,
+        };
+        let listener = TcpListener::bind(config.listen).map_err(cannot)?;
+        listener.set_nonblocking(true).map_err(cannot)?;
+        let listening = listener.local_addr().map_err(cannot)?;
+
+        let reader = HostReader::new(Root::default())?;
+        let watched = watched(&reader)?;
+        let probes = Probes::start(&watched, &config.probes)?;
+        for probe in probes.running() {
+            telemetry.emit(Event::ProbeAttached {
+                probe: probe.to_owned(),
+            });
+        }
+        for refusal in probes.refused() {
+            let (probe, why) = (refusal.probe.to_owned(), refusal.why.to_string());
+            telemetry.emit(Event::ProbeFailed { probe, why });
+        }
+        for glob in probes.targets().unmatched() {
+            telemetry.emit(Event::TargetsMissing { glob });
+        }
+
+        let supervisor = Supervisor::new("lens", telemetry.clone(), clock.clone());
+        let api = Api::new(telemetry.clone(), supervisor.clone());
+        api.update_status(|status| {
+            status.waiting_for = Some("the first snapshot".to_owned());
+            status.started_at = Some(clock.now().wall);
+        });
+        let agent = Self {
+            api,
+            telemetry,
+            listening,
+            supervisor,
+            store,
+        };
+        agent.observe(config, clock, probes, reader);
+        let http = http::Server::new(agent.api.clone(), listener);
+        agent
+            .supervisor
+            .child(Spec::permanent("http"), move |token| {
+                let http = http.clone();
+                async move { http.serve(token).await }
+            });
+        Ok(agent)
+    }
+
+    fn observe(&self, config: &Config, clock: Arc<dyn Clock>, probes: Probes, host: HostReader) {
+        let (readings, kernel) = crossbeam_channel::bounded(observe::QUEUE);
+        let (samples, judged) = crossbeam_channel::bounded(observe::QUEUE);
+        let judge = judge::Judge::new(
+            config.anomaly.clone(),
+            self.api.clone(),
+            self.store.clone(),
+            self.telemetry.clone(),
+            clock.clone(),
+        );
+        let judge = Shared::new(judge);
+        self.supervisor
+            .blocking_child(Spec::permanent("judge"), move |token| {
+                observe::each(&token, &judged, |sample| judge.lock().look(&sample));
+                Ok::<(), io::Error>(())
+            });
+        let stage = Shared::new(observe::Host::new(host, self.telemetry.clone()));
+        self.supervisor
+            .blocking_child(Spec::permanent("host"), move |token| {
+                observe::each(&token, &kernel, |reading| {
+                    // A full queue means that the judge is behind; the next sample covers the time.
+                    let _ = samples.try_send(stage.lock().read(reading));
+                });
+                Ok::<(), io::Error>(())
+            });
+        let stage = observe::Kernel::new(probes, self.api.clone(), self.telemetry.clone());
+        let stage = Shared::new(stage);
+        let interval = config.interval;
+        self.supervisor
+            .blocking_child(Spec::permanent("probes"), move |token| {
+                observe::on_time(&token, interval, &*clock, |now| {
+                    let _ = readings.try_send(stage.lock().read(now));
+                });
+                Ok::<(), io::Error>(())
+            });
+    }
+
+    /// Runs until `stop` is cancelled, then ends everything.
+    pub async fn run_until(self, stop: CancellationToken) {
+        stop.cancelled().await;
+        let stopped = self.supervisor.shutdown(SHUTDOWN).await;
+        for child in stopped.aborted {
+            tracing::warn!(child, "did not end in time");
+        }
+        let store = self.store;
+        // Waits for the disk.
+        let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+        if let Ok(Err(why)) = flushed {
+            self.telemetry.emit(Event::StoreError {
+                why: why.to_string(),
+            });
+        }
+    }
+}
+
+/// What a stage keeps over a failure of its own.
+#[derive(Debug)]
+struct Shared<T>(Mutex<T>);
+
+impl<T> Shared<T> {
+    fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
