@@ -57,13 +57,17 @@ impl Strangers {
     ) {
         for cpu in 0..table.cpus() {
             for i in 0..table.block() {
+                // Most places are free: no need to copy them.
+                let id = table
+                    .at(cpu, i)
+                    .map(|at| word(at.cast()).load(Ordering::Relaxed));
+                if matches!(id, None | Some(0)) {
+                    continue;
+                }
                 let Some(place) = table.get(cpu, i) else {
                     continue;
                 };
                 let cgroup = place.cgroup();
-                if cgroup == 0 {
-                    continue;
-                }
                 if targets.live().contains_key(&cgroup) {
                     take(cpu, i, &place);
                 } else if self.before.contains(&cgroup) {
@@ -87,6 +91,7 @@ fn free<T: OfCgroup>(table: &Mapped<T>, cpu: usize, i: usize) {
     }
 }
 
+/// The word at `at`, which lies in a mapping.
 fn word<'a>(at: *mut u64) -> &'a AtomicU64 {
     // SAFETY: callers hand over words inside a mapping, aligned, which outlives the use; programs
     // load and store them whole.

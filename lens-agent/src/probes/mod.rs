@@ -14,6 +14,7 @@ mod near;
 mod object;
 mod pins;
 pub mod sched;
+mod syscall_names;
 pub mod syscalls;
 mod targets;
 
@@ -30,6 +31,7 @@ pub use self::{
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
+    syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
 };
@@ -141,6 +143,9 @@ pub struct Config {
     pub only: Vec<String>,
     /// Not these.
     pub without: Vec<String>,
+    /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
+    /// kernel what runs on such a one.
+    pub force_fallback: bool,
     /// What is the syscalls probe's own.
     pub syscalls: syscalls::Config,
     /// What is the memory probe's own.
@@ -288,6 +293,7 @@ impl Config {
             globs,
             only: Vec::new(),
             without: Vec::new(),
+            force_fallback: false,
             syscalls: syscalls::Config::default(),
             memory: memory::Config::default(),
         }
