@@ -7,6 +7,13 @@
 //! watched one, so the table of targets is only asked when there is none.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
