@@ -31,8 +31,11 @@ impl Nest {
         probe: &str,
         configure: impl FnOnce(&mut Config),
     ) -> Result<Self> {
-        let mut config = Config::of(Globs::new(&[format!("{}/**", top.path())])?);
-        config.only.push(probe.to_owned());
+        let mut config = Config {
+            globs: Globs::new(&[format!("{}/**", top.path())])?,
+            only: vec![probe.to_owned()],
+            ..Config::default()
+        };
         configure(&mut config);
         let watched = Watched {
             root: Hierarchy::of_host()?.root,

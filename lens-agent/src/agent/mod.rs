@@ -7,11 +7,13 @@
 //! Each stage is a supervised child on a thread of its own, with a bounded queue before it. What
 //! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
 
+mod closed;
 mod judge;
 mod observe;
 mod own;
 pub(crate) mod records;
 
+pub use self::closed::{close, try_doors};
 pub(crate) use self::observe::{Look, watched};
 
 use std::{
@@ -25,7 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Api,
-    base::clock::{Clock, SystemClock},
+    base::{
+        clock::{Clock, SystemClock},
+        quality::Quality,
+    },
     config::Config,
     host::{self, HostReader, Root},
     outputs::http,
@@ -80,9 +85,65 @@ pub struct Agent {
 /// How long children may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// An agent with its probes attached and its address bound, closed for everything else, that
+/// does not run yet.
+#[derive(Debug)]
+pub struct Prepared {
+    config: Config,
+    listener: TcpListener,
+    listening: SocketAddr,
+    host: HostReader,
+    probes: Probes,
+    quality: Quality,
+}
+
+impl Prepared {
+    /// Does all that needs privileges, then gives them up. To be called while the process has one
+    /// thread: others would keep theirs.
+    pub fn new(config: Config) -> Result<Self, StartError> {
+        Store::make_directory(&config.state_dir)?;
+        let cannot = |why| StartError::Listen {
+            addr: config.listen,
+            why,
+        };
+        let listener = TcpListener::bind(config.listen).map_err(cannot)?;
+        listener.set_nonblocking(true).map_err(cannot)?;
+        let listening = listener.local_addr().map_err(cannot)?;
+        let host = HostReader::new(Root::default())?;
+        let watched = observe::watched(&host)?;
+        let probes = Probes::start(&watched, &config.probes)?;
+        give_memory_back();
+        let mut quality = Quality::default();
+        close(&config.state_dir, &mut quality);
+        Ok(Self {
+            config,
+            listener,
+            listening,
+            host,
+            probes,
+            quality,
+        })
+    }
+}
+
+/// Reading the kernel's types takes tens of megabytes for a moment; the allocator would keep them.
+fn give_memory_back() {
+    // SAFETY: takes a number, and touches only what nobody uses.
+    #[expect(unsafe_code, reason = "no safe wrapper for malloc_trim")]
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 impl Agent {
-    /// Starts everything, within a tokio runtime; returns once probes are attached and the address is bound.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
+    /// Runs a prepared agent, within a tokio runtime.
+    pub fn start(prepared: Prepared) -> Result<Self, StartError> {
+        let Prepared {
+            config,
+            listener,
+            listening,
+            host,
+            probes,
+            quality,
+        } = prepared;
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = Arc::new(Store::open(&config.state_dir, &telemetry)?);
@@ -93,17 +154,6 @@ impl Agent {
             );
             telemetry.emit(Event::StoreError { why });
         }
-        let cannot = |why| StartError::Listen {
-            addr: config.listen,
-            why,
-        };
-        let listener = TcpListener::bind(config.listen).map_err(cannot)?;
-        listener.set_nonblocking(true).map_err(cannot)?;
-        let listening = listener.local_addr().map_err(cannot)?;
-
-        let reader = HostReader::new(Root::default())?;
-        let watched = watched(&reader)?;
-        let probes = Probes::start(&watched, &config.probes)?;
         for probe in probes.running() {
             telemetry.emit(Event::ProbeAttached {
                 probe: probe.to_owned(),
@@ -116,12 +166,16 @@ impl Agent {
         for glob in probes.targets().unmatched() {
             telemetry.emit(Event::TargetsMissing { glob });
         }
-
+        for open in &quality.missing {
+            let (key, why) = (open.probe.clone(), open.why.clone());
+            telemetry.emit(Event::ConfigWarning { key, why });
+        }
         let supervisor = Supervisor::new("lens", telemetry.clone(), clock.clone());
         let api = Api::new(telemetry.clone(), supervisor.clone());
         api.update_status(|status| {
             status.waiting_for = Some("the first snapshot".to_owned());
             status.started_at = Some(clock.now().wall);
+            status.not_closed = quality.missing;
         });
         let agent = Self {
             api,
@@ -130,7 +184,7 @@ impl Agent {
             supervisor,
             store,
         };
-        agent.observe(config, clock, probes, reader);
+        agent.observe(&config, clock, probes, host);
         let http = http::Server::new(agent.api.clone(), listener);
         agent
             .supervisor

@@ -1,6 +1,6 @@
 //! The stages that read: the kernel's counters, then the host's files.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio_util::sync::CancellationToken;
@@ -13,8 +13,8 @@ use crate::{
         quality::Quality,
     },
     host::{self, Cgroup, HostReader},
-    probes::{self, KernelReading, Probes, ProgramCost},
-    skills::Sample,
+    probes::{self, KernelReading, Probes, ProgramCost, lifecycle::AbnormalExit},
+    skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
 };
 
@@ -125,6 +125,7 @@ type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
 pub(super) struct Reading {
     at: Moment,
     kernel: KernelReading,
+    own: OwnCost,
 }
 
 impl Kernel {
@@ -161,11 +162,15 @@ impl Kernel {
                 })
                 .collect(),
         );
-        self.show_probes(now);
-        Reading { at: now, kernel }
+        let own = self.show_probes(now);
+        Reading {
+            at: now,
+            kernel,
+            own,
+        }
     }
 
-    fn show_probes(&mut self, now: Moment) {
+    fn show_probes(&mut self, now: Moment) -> OwnCost {
         let costs = self.probes.costs();
         let elapsed = self
             .last
@@ -218,6 +223,7 @@ impl Kernel {
         let mut cost = self.own.cost(now);
         cost.kernel_cpu_percent = kernel_percent;
         self.api.update_status(|status| status.cost = cost);
+        cost
     }
 }
 
@@ -258,7 +264,9 @@ impl Host {
     }
 
     pub(super) fn read(&mut self, reading: Reading) -> Arc<Sample> {
-        let sample = self.look.complete(reading.kernel, reading.at);
+        let sample = self
+            .look
+            .complete(reading.kernel, reading.at, Some(reading.own));
         for missing in &sample.host.quality.missing {
             let (source, why) = (missing.probe.clone(), missing.why.clone());
             self.telemetry.emit(Event::ReadFailed { source, why });
@@ -271,20 +279,29 @@ impl Host {
 #[derive(Debug)]
 pub(crate) struct Look {
     reader: HostReader,
+    /// Abnormal exits of the last minute, with the reading that brought them.
+    abnormal: VecDeque<(Moment, AbnormalExit)>,
 }
+
+/// How long an abnormal exit is remembered, and how many are.
+const ABNORMAL: Duration = Duration::from_mins(1);
+const ABNORMAL_MOST: usize = 1024;
 
 impl Look {
     pub(crate) fn new(reader: HostReader) -> Self {
-        Self { reader }
+        Self {
+            reader,
+            abnormal: VecDeque::new(),
+        }
     }
 
     /// Reads everything once.
     pub(crate) fn sample(&mut self, probes: &mut Probes, now: Moment) -> Arc<Sample> {
         let kernel = probes.read();
-        self.complete(kernel, now)
+        self.complete(kernel, now, None)
     }
 
-    fn complete(&mut self, kernel: KernelReading, at: Moment) -> Arc<Sample> {
+    fn complete(&mut self, kernel: KernelReading, at: Moment, own: Option<OwnCost>) -> Arc<Sample> {
         let mount = self
             .reader
             .hierarchy()
@@ -304,6 +321,23 @@ impl Look {
             })
             .collect();
         let host = self.reader.read(&targets, at);
-        Arc::new(Sample { at, kernel, host })
+        let exits = kernel.lifecycle.iter().flat_map(|l| &l.abnormal);
+        self.abnormal.extend(exits.map(|exit| (at, exit.clone())));
+        while self.abnormal.len() > ABNORMAL_MOST
+            || self
+                .abnormal
+                .front()
+                .is_some_and(|(seen, _)| at.since(seen) > ABNORMAL)
+        {
+            self.abnormal.pop_front();
+        }
+        let abnormal = self.abnormal.iter().map(|(_, exit)| exit.clone()).collect();
+        Arc::new(Sample {
+            at,
+            kernel,
+            host,
+            abnormal,
+            own,
+        })
     }
 }

@@ -11,9 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 
-pub use self::view::{
-    OwnCost, ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus,
-};
+pub use self::view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus};
 use crate::{
     anomaly::Incident,
     base::{

@@ -5,18 +5,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{metric::Metric, quality::Quality};
-
-/// What the agent itself takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct OwnCost {
-    /// CPU time of the agent, as a percentage of one CPU.
-    pub agent_cpu_percent: f64,
-    /// CPU time of its kernel programs, as a percentage of one CPU.
-    pub kernel_cpu_percent: f64,
-    /// Memory of the agent.
-    pub rss_bytes: u64,
-}
+use crate::{
+    base::{
+        metric::Metric,
+        quality::{Missing, Quality},
+    },
+    skills::OwnCost,
+};
 
 /// How the agent is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +38,8 @@ pub struct Status {
     pub cost: OwnCost,
     /// What it cannot see.
     pub quality: Quality,
+    /// What the kernel does not forbid it.
+    pub not_closed: Vec<Missing>,
 }
 
 /// Whether a probe runs.

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use self::{out::Out, trouble::Trouble};
+use self::{out::Out, run::Run, trouble::Trouble};
+use crate::agent::Prepared;
 
 /// Counts in the kernel who waits for what and because of whom, and explains what is not normal.
 #[derive(Debug, Parser)]
@@ -26,7 +27,14 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
-    Run(run::Run),
+    Run(Run),
+    #[command(flatten)]
+    Other(Other),
+}
+
+/// Everything but the agent.
+#[derive(Debug, Subcommand)]
+enum Other {
     /// What works on this kernel, and what a missing part costs in diagnosis
     Doctor(doctor::Doctor),
     /// One look without a running agent
@@ -47,6 +55,12 @@ enum Command {
     /// The agent itself
     #[command(subcommand)]
     Agent(list::AgentCommand),
+}
+
+/// A command, as far as it gets without a runtime.
+enum Ready {
+    Agent(Box<Prepared>),
+    Other(Other),
 }
 
 /// How a command came out.
@@ -76,19 +90,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(why) => return fail(&Trouble::Runtime(why)),
-    };
-    let mut out = Out::stdout();
-    let done = runtime.block_on(dispatch(arguments.command, &mut out));
-    // A stage that blocks its thread must not hold up the end.
-    runtime.shutdown_background();
-    match done {
+    match execute(arguments.command) {
         // Whoever read the output has gone: no error.
         Ok(Outcome::Fine) | Err(Trouble::Pipe) => ExitCode::SUCCESS,
         Ok(Outcome::Finding) => ExitCode::from(FINDING),
@@ -96,18 +98,40 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(command: Command, out: &mut Out) -> Result<Outcome, Trouble> {
+fn execute(command: Command) -> Result<Outcome, Trouble> {
+    let mut out = Out::stdout();
+    // The agent gives up privileges while it has one thread.
+    let ready = match command {
+        Command::Run(run) => Ready::Agent(Box::new(run.prepare()?)),
+        Command::Other(other) => Ready::Other(other),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Trouble::Runtime)?;
+    let done = runtime.block_on(async {
+        match ready {
+            Ready::Agent(prepared) => Run::run(*prepared, &mut out).await,
+            Ready::Other(command) => dispatch(command, &mut out).await,
+        }
+    });
+    // A stage that blocks its thread must not hold up the end.
+    runtime.shutdown_background();
+    done
+}
+
+async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
     match command {
-        Command::Run(run) => run.run(out).await,
-        Command::Doctor(doctor) => doctor.run(out),
-        Command::Snapshot(snapshot) => snapshot.run(out),
-        Command::Incidents(incidents) => incidents.run(out).await,
-        Command::Insights(insights) => insights.run(out).await,
-        Command::Skills(skills) => skills.run(out),
-        Command::Probes(probes) => probes.run(out).await,
-        Command::Targets(targets) => targets.run(out).await,
-        Command::Config(config) => config.run(out),
-        Command::Agent(agent) => agent.run(out).await,
+        Other::Doctor(doctor) => doctor.run(out),
+        Other::Snapshot(snapshot) => snapshot.run(out),
+        Other::Incidents(incidents) => incidents.run(out).await,
+        Other::Insights(insights) => insights.run(out).await,
+        Other::Skills(skills) => skills.run(out),
+        Other::Probes(probes) => probes.run(out).await,
+        Other::Targets(targets) => targets.run(out).await,
+        Other::Config(config) => config.run(out),
+        Other::Agent(agent) => agent.run(out).await,
     }
 }
 

@@ -1,13 +1,13 @@
 //! `lens run`: the agent.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, Trouble, out::Out};
 use crate::{
-    agent::Agent,
+    agent::{Agent, Prepared},
     api::{Api, ProbeState},
     config::Settings,
     telemetry::Event,
@@ -32,12 +32,18 @@ pub(super) fn need_root() -> Result<(), Trouble> {
 }
 
 impl Run {
-    pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+    /// What must happen while the process has one thread.
+    pub(super) fn prepare(self) -> Result<Prepared, Trouble> {
         let below = Settings::from_file(self.config.as_deref())?;
         let config = self.settings.over(below).resolve()?;
         need_root()?;
         log();
-        let agent = Agent::start(&config)?;
+        Ok(Prepared::new(config)?)
+    }
+
+    /// Runs until a signal says otherwise.
+    pub(super) async fn run(prepared: Prepared, out: &mut Out) -> Result<Outcome, Trouble> {
+        let agent = Agent::start(prepared)?;
         let mut events = agent.telemetry.subscribe();
         let api = agent.api.clone();
         let url = format!("http://{}", agent.listening);
@@ -111,7 +117,8 @@ fn log() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,lens_agent=info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second subscriber in one process is a test's affair.
     let _ = log.try_init();
 }

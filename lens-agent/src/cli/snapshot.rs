@@ -41,7 +41,10 @@ impl Snapshot {
         need_root()?;
         let reader = HostReader::new(Root::default())?;
         let watched = agent::watched(&reader)?;
-        let config = probes::Config::of(globs);
+        let config = probes::Config {
+            globs,
+            ..probes::Config::default()
+        };
         let mut probes = Probes::start(&watched, &config)?;
         let unmatched = probes.targets().unmatched();
         if !unmatched.is_empty() {

@@ -108,6 +108,12 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", num_args = 1.., env = "LENS_NO_PROBE", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_probe: Vec<String>,
+    /// Measure how long one system call in so many takes, 0 for none [default: 8]
+    #[arg(long, value_name = "N", env = "LENS_SYSCALLS_TIME_ONE_IN")]
+    pub syscalls_time_one_in: Option<u32>,
+    /// Take a user stack of one page fault in so many, 0 for none [default: 0]
+    #[arg(long, value_name = "N", env = "LENS_FAULT_STACK_ONE_IN")]
+    pub fault_stack_one_in: Option<u32>,
 }
 
 /// Settings that do not make sense.
@@ -193,6 +199,8 @@ impl Settings {
             state_dir: self.state_dir.or(below.state_dir),
             probe: list(self.probe, below.probe),
             no_probe: list(self.no_probe, below.no_probe),
+            syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
+            fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
         }
     }
 
@@ -214,9 +222,20 @@ impl Settings {
         let learn = self.learn.map_or(anomaly::Config::default().learn, |l| l.0);
         Ok(Config {
             probes: probes::Config {
+                globs: probes::Globs::new(&self.cgroup)?,
                 only: self.probe,
                 without: self.no_probe,
-                ..probes::Config::of(probes::Globs::new(&self.cgroup)?)
+                syscalls: self
+                    .syscalls_time_one_in
+                    .map_or_else(Default::default, |time_one_in| probes::syscalls::Config {
+                        time_one_in,
+                    }),
+                memory: self.fault_stack_one_in.map_or_else(Default::default, |n| {
+                    probes::memory::Config {
+                        fault_stack_one_in: n,
+                    }
+                }),
+                ..probes::Config::default()
             },
             anomaly: anomaly::Config { learn },
             interval: interval.0,

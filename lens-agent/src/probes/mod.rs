@@ -135,7 +135,7 @@ pub struct KernelReading {
 }
 
 /// Which probes to run, for whom.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Whose waiting and work is counted.
     pub globs: Globs,
@@ -287,18 +287,6 @@ impl Probes {
 }
 
 impl Config {
-    /// Every probe as it is by default, for the cgroups that match `globs`.
-    pub fn of(globs: Globs) -> Self {
-        Self {
-            globs,
-            only: Vec::new(),
-            without: Vec::new(),
-            force_fallback: false,
-            syscalls: syscalls::Config::default(),
-            memory: memory::Config::default(),
-        }
-    }
-
     fn wants(&self, probe: &str) -> bool {
         (self.only.is_empty() || self.only.iter().any(|p| p == probe))
             && !self.without.iter().any(|p| p == probe)

@@ -61,6 +61,11 @@ impl Store {
         })
     }
 
+    /// Makes the directory for a store, as [`Self::open`] does.
+    pub fn make_directory(dir: &Path) -> Result<(), StoreError> {
+        file::make_directory(dir)
+    }
+
     /// Opens the store in `dir` as it is, beside a running agent or without one.
     pub fn open_read_only(dir: &Path) -> Result<Self, StoreError> {
         let reader = file::open_reader(dir)?;
