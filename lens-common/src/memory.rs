@@ -61,6 +61,7 @@ plain!(MemorySlot: 48 + 8 * KINDS, Space: 8 + 8 * KINDS, FaultKey: 16);
 impl FaultKey {
     /// From two words, the way a map holds it.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
     pub const fn from_words(words: [u64; 2]) -> Self {
         Self {
             cgroup: words[0],

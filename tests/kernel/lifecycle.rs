@@ -70,7 +70,19 @@ fn a_process_of_many_threads_ends_once() -> Result<()> {
     if !root_or_say_not_run()? {
         return Ok(());
     }
-    let mut nest = Nest::new("lifecycle")?;
+    ends_once(false)
+}
+
+#[test]
+fn a_process_of_many_threads_ends_once_where_the_kernel_does_not_say_when() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    ends_once(true)
+}
+
+fn ends_once(force_fallback: bool) -> Result<()> {
+    let mut nest = Nest::with("lifecycle", |config| config.force_fallback = force_fallback)?;
     let cgroup = nest.top.child("threads")?;
     let mut work = Work::start(&cgroup)?;
     work.run("group 300 8")?;

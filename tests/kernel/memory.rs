@@ -125,6 +125,32 @@ fn resident_pages_are_those_of_the_process_and_go_with_it() -> Result<()> {
 }
 
 #[test]
+fn pages_from_before_the_start_count() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    // Declared first, to be dropped after what is in it.
+    let mut nest;
+    let top = Cgroup::new("before")?;
+    let old = top.child("old")?;
+    let mut work = Work::start(&old)?;
+    work.run("touch 5000 0")?;
+    nest = Nest::around(top, "memory", |_| {})?;
+    let found = of(&nest.read(), &old)?.resident.context("not counted")?;
+    assert!((4900..6000).contains(&found.anon), "{found:?}");
+    work.run("touch 1000 0")?;
+    let grown = of(&nest.read(), &old)?.resident.context("not counted")?;
+    assert!(
+        (900..1200).contains(&(grown.anon - found.anon)),
+        "{grown:?}"
+    );
+    work.end()?;
+    let left = of(&nest.read(), &old)?.resident;
+    assert_eq!(left, Some(ResidentPages::default()));
+    Ok(())
+}
+
+#[test]
 fn pages_move_with_the_process() -> Result<()> {
     if !root_or_say_not_run()? {
         return Ok(());

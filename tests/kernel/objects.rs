@@ -22,9 +22,20 @@ impl Nest {
     }
 
     pub(crate) fn with(probe: &str, configure: impl FnOnce(&mut Config)) -> Result<Self> {
-        let top = Cgroup::new(probe)?;
-        let mut config = Config::of(Globs::new(&[format!("{}/**", top.path())])?);
-        config.only.push(probe.to_owned());
+        Self::around(Cgroup::new(probe)?, probe, configure)
+    }
+
+    /// Watches what is in `top` already, and what is made there.
+    pub(crate) fn around(
+        top: Cgroup,
+        probe: &str,
+        configure: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        let mut config = Config {
+            globs: Globs::new(&[format!("{}/**", top.path())])?,
+            only: vec![probe.to_owned()],
+            ..Config::default()
+        };
         configure(&mut config);
         let watched = Watched {
             root: Hierarchy::of_host()?.root,

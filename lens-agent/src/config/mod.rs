@@ -235,6 +235,7 @@ impl Settings {
                         fault_stack_one_in: n,
                     }
                 }),
+                ..probes::Config::default()
             },
             anomaly: anomaly::Config { learn },
             interval: interval.0,

@@ -43,13 +43,13 @@ pub(super) struct Strangers {
 
 impl Strangers {
     /// A new reading begins.
-    pub fn next_reading(&mut self) {
+    pub(super) fn next_reading(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }
 
     /// Hands every place of a target to `take`, with where it lies, and frees those of cgroups
     /// that are gone.
-    pub fn sweep<T: OfCgroup>(
+    pub(super) fn sweep<T: OfCgroup>(
         &mut self,
         table: &Mapped<T>,
         targets: &Targets,
@@ -57,13 +57,17 @@ impl Strangers {
     ) {
         for cpu in 0..table.cpus() {
             for i in 0..table.block() {
+                // Most places are free: no need to copy them.
+                let id = table
+                    .at(cpu, i)
+                    .map(|at| word(at.cast()).load(Ordering::Relaxed));
+                if matches!(id, None | Some(0)) {
+                    continue;
+                }
                 let Some(place) = table.get(cpu, i) else {
                     continue;
                 };
                 let cgroup = place.cgroup();
-                if cgroup == 0 {
-                    continue;
-                }
                 if targets.live().contains_key(&cgroup) {
                     take(cpu, i, &place);
                 } else if self.before.contains(&cgroup) {
@@ -87,6 +91,7 @@ fn free<T: OfCgroup>(table: &Mapped<T>, cpu: usize, i: usize) {
     }
 }
 
+/// The word at `at`, which lies in a mapping.
 fn word<'a>(at: *mut u64) -> &'a AtomicU64 {
     // SAFETY: callers hand over words inside a mapping, aligned, which outlives the use; programs
     // load and store them whole.

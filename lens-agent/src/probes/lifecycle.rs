@@ -102,13 +102,14 @@ impl fmt::Debug for Lifecycle {
 
 /// Loads and attaches it.
 pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
-    let has_group_dead = setup.types.tracepoint_args("sched_process_exit") >= Some(2);
-    Ok(Box::new(Lifecycle::start(setup, has_group_dead)?))
+    Ok(Box::new(Lifecycle::start(setup)?))
 }
 
 impl Lifecycle {
-    fn start(setup: &Setup<'_>, has_group_dead: bool) -> Result<Self, ObjectError> {
+    fn start(setup: &Setup<'_>) -> Result<Self, ObjectError> {
         let types = setup.types;
+        let tells = types.tracepoint_args("sched_process_exit") >= Some(2);
+        let has_group_dead = tells && !setup.config.force_fallback;
         let mut plan = Plan::new("lifecycle", bytes!("lifecycle"), types, setup.cpus);
         cgroup_constants(&mut plan, types, setup.watched)?;
         plan.share("TARGETS", setup.pins);
@@ -177,7 +178,9 @@ impl Lifecycle {
         let mut newest: BTreeMap<(u64, u32), u64> = BTreeMap::new();
         self.strangers.next_reading();
         self.strangers.sweep(&self.forkers, targets, |_, _, at| {
-            let Some(counters) = into.get_mut(&at.cgroup) else {
+            let own = into.contains_key(&at.cgroup);
+            let id = if own { at.cgroup } else { 0 };
+            let Some(counters) = into.get_mut(&id) else {
                 return;
             };
             let forker = counters.forkers.entry(at.tgid).or_default();

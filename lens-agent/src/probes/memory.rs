@@ -7,18 +7,16 @@ use std::{
     path::PathBuf,
 };
 
-use aya::{
-    maps::{HashMap, MapData, StackTraceMap},
-    programs::perf_event::SoftwareEvent,
-};
+use aya::programs::perf_event::SoftwareEvent;
 use lens_common::{
     limits::SLOTS,
-    memory::{ANON, FILE, FaultKey, KINDS, MemorySlot, SHMEM, SWAP},
+    memory::{ANON, FILE, KINDS, MemorySlot, SHMEM, SWAP},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    KernelReading, KernelTypes, ObjectError, Probe, ProbeError, Setup,
+    KernelReading, KernelTypes, Probe, ProbeError, Setup,
+    fault_stacks::{FaultStack, FaultStacks},
     mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
@@ -74,19 +72,6 @@ impl MemoryCounters {
     }
 }
 
-/// Sampled page faults of one process at one place in its code.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FaultStack {
-    /// The cgroup's id.
-    pub cgroup: u64,
-    /// The process.
-    pub tgid: u32,
-    /// Faults that were looked at.
-    pub samples: u64,
-    /// Return addresses, the innermost first.
-    pub frames: Vec<u64>,
-}
-
 /// What the memory object has counted, by cgroup id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReading {
@@ -108,7 +93,7 @@ struct Memory {
     spaces: Result<PathBuf, String>,
     /// Targets whose address spaces it has taken up.
     entered: BTreeSet<u64>,
-    stacks: Option<Stacks>,
+    stacks: Option<FaultStacks>,
 }
 
 /// Loads and attaches it.
@@ -138,7 +123,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         .attach_to_every("major_fault", SoftwareEvent::PageFaultsMaj)
         .map_err(|why| why.to_string());
     let one_in = setup.config.memory.fault_stack_one_in;
-    let stacks = (one_in != 0).then(|| Stacks::start(setup, one_in));
+    let stacks = (one_in != 0).then(|| FaultStacks::start(setup, one_in));
     Ok(Box::new(Memory {
         losses: Losses::of(&object)?,
         slots: object.mapped("SLOT", SLOTS)?,
@@ -254,13 +239,7 @@ impl Probe for Memory {
             quality.lost.insert(map, n);
         }
         if let Some(stacks) = &mut self.stacks {
-            for (map, n) in stacks.losses.all() {
-                quality.lost.insert(map, n);
-            }
-            quality
-                .sampled
-                .insert("memory.fault_stacks".to_owned(), u64::from(stacks.one_in));
-            reading.fault_stacks = stacks.read(targets)?;
+            reading.fault_stacks = stacks.read(targets, quality)?;
         }
         into.memory = Some(reading);
         Ok(())
@@ -275,79 +254,8 @@ impl Probe for Memory {
     fn costs(&self) -> Vec<ProgramCost> {
         let mut costs = self.object.costs();
         if let Some(stacks) = &self.stacks {
-            costs.extend(stacks.object.costs());
+            costs.extend(stacks.costs());
         }
         costs
-    }
-}
-
-/// The object that takes stacks.
-#[derive(Debug)]
-struct Stacks {
-    object: Object,
-    losses: Losses,
-    samples: HashMap<MapData, [u64; 2], u64>,
-    stacks: StackTraceMap<MapData>,
-    one_in: u32,
-}
-
-impl Stacks {
-    fn start(setup: &Setup<'_>, one_in: u32) -> Result<Self, ObjectError> {
-        // Twice the number fits.
-        let one_in = one_in.min(1 << 20);
-        let types = setup.types;
-        let mut plan = Plan::new("faultstacks", bytes!("faultstacks"), types, setup.cpus);
-        cgroup_constants(&mut plan, types, setup.watched)?;
-        plan.share("TARGETS", setup.pins);
-        plan.offset("TASK_TGID", "task_struct", "tgid")?;
-        plan.constant("SAMPLE_ONE_IN", one_in)
-            .per_cpu("COUNTDOWN", 1);
-        let mut object = plan.load()?;
-        let wrong = |why: aya::maps::MapError| ObjectError::Load {
-            object: "faultstacks",
-            why: why.to_string(),
-        };
-        let samples = HashMap::try_from(object.take_map("SAMPLE")?).map_err(wrong)?;
-        let stacks = StackTraceMap::try_from(object.take_map("STACK")?).map_err(wrong)?;
-        object.attach("page_fault_user", types)?;
-        Ok(Self {
-            losses: Losses::of(&object)?,
-            object,
-            samples,
-            stacks,
-            one_in,
-        })
-    }
-
-    fn read(&mut self, targets: &Targets) -> Result<Vec<FaultStack>, ProbeError> {
-        let wrong = |why: aya::maps::MapError| ProbeError::Read {
-            probe: "memory",
-            why: format!("fault stacks: {why}"),
-        };
-        let mut found = Vec::new();
-        let mut gone = Vec::new();
-        for sample in self.samples.iter() {
-            let (key, samples) = sample.map_err(wrong)?;
-            let of = FaultKey::from_words(key);
-            if !targets.live().contains_key(&of.cgroup) {
-                gone.push(key);
-                continue;
-            }
-            let Ok(stack) = self.stacks.get(&of.stack, 0) else {
-                continue;
-            };
-            found.push(FaultStack {
-                cgroup: of.cgroup,
-                tgid: of.tgid,
-                samples,
-                frames: stack.frames().iter().map(|frame| frame.ip).collect(),
-            });
-        }
-        for key in gone {
-            // Whoever was there first.
-            let _ = self.samples.remove(&key);
-        }
-        found.sort_by_key(|stack| std::cmp::Reverse(stack.samples));
-        Ok(found)
     }
 }

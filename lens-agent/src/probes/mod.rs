@@ -3,6 +3,7 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+pub mod fault_stacks;
 mod glob;
 mod kernel_types;
 mod keyed;
@@ -13,6 +14,7 @@ mod near;
 mod object;
 mod pins;
 pub mod sched;
+mod syscall_names;
 pub mod syscalls;
 mod targets;
 
@@ -22,12 +24,14 @@ use serde::{Deserialize, Serialize};
 
 use self::pins::Pins;
 pub use self::{
+    fault_stacks::FaultStack,
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
-    memory::{FaultStack, MemoryCounters, MemoryReading, ResidentPages},
+    memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
+    syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
 };
@@ -139,6 +143,9 @@ pub struct Config {
     pub only: Vec<String>,
     /// Not these.
     pub without: Vec<String>,
+    /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
+    /// kernel what runs on such a one.
+    pub force_fallback: bool,
     /// What is the syscalls probe's own.
     pub syscalls: syscalls::Config,
     /// What is the memory probe's own.
@@ -280,17 +287,6 @@ impl Probes {
 }
 
 impl Config {
-    /// Every probe as it is by default, for the cgroups that match `globs`.
-    pub fn of(globs: Globs) -> Self {
-        Self {
-            globs,
-            only: Vec::new(),
-            without: Vec::new(),
-            syscalls: syscalls::Config::default(),
-            memory: memory::Config::default(),
-        }
-    }
-
     fn wants(&self, probe: &str) -> bool {
         (self.only.is_empty() || self.only.iter().any(|p| p == probe))
             && !self.without.iter().any(|p| p == probe)

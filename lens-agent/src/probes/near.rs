@@ -13,17 +13,17 @@ pub(super) struct Near(Mapped<target::Near>);
 
 impl Near {
     /// Gives the object room for it.
-    pub fn plan(plan: &mut Plan<'_>) {
+    pub(super) fn plan(plan: &mut Plan<'_>) {
         plan.per_cpu("NEAR", NEAR);
     }
 
     /// Maps it.
-    pub fn of(object: &Object) -> Result<Self, ObjectError> {
+    pub(super) fn of(object: &Object) -> Result<Self, ObjectError> {
         Ok(Self(object.mapped("NEAR", NEAR)?))
     }
 
     /// Has the programs ask the table again: it may have changed.
-    pub fn forget(&self) {
+    pub(super) fn forget(&self) {
         for cpu in 0..self.0.cpus() {
             for i in 0..self.0.block() {
                 if let Some(place) = self.0.at(cpu, i) {

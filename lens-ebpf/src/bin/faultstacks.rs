@@ -2,6 +2,12 @@
 //! only when asked for: stacks are dear to keep and to take.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -73,9 +79,9 @@ fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
             tgid: read(task, &TASK_TGID),
             stack: stack as u32,
         };
-        if let Some(n) = SAMPLE.get_ptr_mut(&key) {
+        if let Some(n) = SAMPLE.get_ptr_mut(key) {
             atomic::add(n, 1);
-        } else if SAMPLE.insert(&key, &1, u64::from(BPF_NOEXIST)).is_err() {
+        } else if SAMPLE.insert(key, 1, u64::from(BPF_NOEXIST)).is_err() {
             count(loss::STACKS);
         }
     }

@@ -1,6 +1,12 @@
 //! Tasks that begin, become another program, and end.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -231,7 +237,7 @@ unsafe fn is_last_thread(task: *const u8) -> bool {
             read(leader, &TASK_START),
         ];
         ENDED_ONCE
-            .insert(&process, &1, u64::from(BPF_NOEXIST))
+            .insert(process, 1, u64::from(BPF_NOEXIST))
             .is_ok()
     }
 }

@@ -1,6 +1,14 @@
 //! Page faults, page allocations and resident pages by cgroup.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -128,7 +136,7 @@ fn rss_stat(ctx: BtfTracePointContext) -> i32 {
         if kind >= KINDS {
             return 0;
         }
-        let space = SPACE.get_ptr_mut(&address);
+        let space = SPACE.get_ptr_mut(address);
         if read::<u32>(mm, &MM_USERS) == 0 {
             if let Some(space) = space {
                 end(address, space);
@@ -184,7 +192,7 @@ extern "C" fn spaces(ctx: *const TaskContext) -> i32 {
             return 0;
         }
         let address = mm as u64;
-        if SPACE.get_ptr(&address).is_none() && read::<u32>(mm, &MM_USERS) != 0 {
+        if SPACE.get_ptr(address).is_none() && read::<u32>(mm, &MM_USERS) != 0 {
             enter(address, mm, owner_of(mm));
         }
     }
@@ -260,7 +268,7 @@ unsafe fn enter(address: u64, mm: *const u8, cgroup: u64) {
         ]
     };
     let space = Space { cgroup, seen };
-    let entered = SPACE.insert(&address, &space, u64::from(BPF_NOEXIST));
+    let entered = SPACE.insert(address, space, u64::from(BPF_NOEXIST));
     if entered.is_ok() {
         let mut kind = 0;
         while kind < KINDS {
@@ -268,7 +276,7 @@ unsafe fn enter(address: u64, mm: *const u8, cgroup: u64) {
             unsafe { add(slot, kind, *seen.as_ptr().add(kind)) };
             kind += 1;
         }
-    } else if SPACE.get_ptr(&address).is_none() {
+    } else if SPACE.get_ptr(address).is_none() {
         count(loss::SPACES);
     }
 }
@@ -290,5 +298,5 @@ unsafe fn end(address: u64, space: *mut Space) {
         }
     }
     // Whoever was first.
-    let _ = SPACE.remove(&address);
+    let _ = SPACE.remove(address);
 }

@@ -7,6 +7,13 @@
 //! watched one, so the table of targets is only asked when there is none.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -99,7 +106,7 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         *countdown = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
         let nr = number(ctx.arg(1), read(task, &TASK_STATUS));
-        if NO_RETURN.contains(&nr) || near::slot_of(cgroup_of(task)).is_none() {
+        if NO_RETURN.contains(&nr) || !has_places(cgroup_of(task)) {
             return 0;
         }
         let record = TASK.get(task, true);
@@ -186,16 +193,24 @@ unsafe fn place(cgroup: u64, nr: u32, mixed: u32) -> Option<*mut Call> {
         }
         k += 1;
     }
-    if free.is_null() || near::slot_of(cgroup).is_none_or(|slot| slot == OTHER_SLOT) {
+    if free.is_null() || !has_places(cgroup) {
         return None;
     }
     // SAFETY: a free place of this CPU's table; the key comes last, for the reader.
     unsafe {
         (*free).nr = nr;
         (*free).forks = u32::from(FORKS.contains(&nr));
+        (*free).calls = 0;
+        (*free).errors = 0;
         (*free).cgroup = cgroup;
     }
     Some(free)
+}
+
+/// Whether `cgroup` is a target with places in the tables, not one beyond the limit.
+#[inline(always)]
+fn has_places(cgroup: u64) -> bool {
+    near::slot_of(cgroup).is_some_and(|slot| slot != OTHER_SLOT)
 }
 
 /// Counts a call of a target beyond the limit, or one that found the table full.
@@ -272,7 +287,10 @@ unsafe fn time(task: *const u8, cgroup: u64, nr: u32) {
         let ns = bpf_ktime_get_ns().wrapping_sub((*record).at);
         (*record).at = 0;
         atomic::add(&raw mut (*group).n, u64::MAX);
-        took(cgroup, nr, ns);
+        // It may have been moved meanwhile.
+        if has_places(cgroup) {
+            took(cgroup, nr, ns);
+        }
     }
 }
 
