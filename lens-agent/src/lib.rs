@@ -16,6 +16,7 @@ pub mod cli;
 pub mod history;
 pub mod host;
 pub mod investigate;
+pub mod llm;
 pub mod probes;
 pub mod skills;
 pub mod store;
