@@ -131,7 +131,10 @@ impl Ranges for Frozen {
     }
 
     fn expected(&self, scope: &Scope, metric: &str, _: Moment) -> Option<(Expected, Source)> {
-        let key = SeriesKey { scope: scope.clone(), metric: metric.into() };
+        let key = SeriesKey {
+            scope: scope.clone(),
+            metric: metric.into(),
+        };
         self.ranges.get(&key).copied()
     }
 }
@@ -142,7 +145,10 @@ impl Ranges for Detector {
     }
 
     fn expected(&self, scope: &Scope, metric: &str, now: Moment) -> Option<(Expected, Source)> {
-        let key = SeriesKey { scope: scope.clone(), metric: metric.into() };
+        let key = SeriesKey {
+            scope: scope.clone(),
+            metric: metric.into(),
+        };
         let series = self.series.get(&key)?;
         self.range(&key, series, now)
     }
@@ -188,7 +194,10 @@ impl Detector {
             Some((key.clone(), self.range(key, series, now)?))
         };
         let ranges = self.series.iter().filter_map(of).collect();
-        Frozen { metrics: self.metrics.clone(), ranges }
+        Frozen {
+            metrics: self.metrics.clone(),
+            ranges,
+        }
     }
 
     /// How many series there are, and how many found no room.

@@ -270,13 +270,19 @@ impl Statement {
                 );
                 (text, vec![row])
             }
-            Self::Exceeds { scope, metric, other, factor } => {
+            Self::Exceeds {
+                scope,
+                metric,
+                other,
+                factor,
+            } => {
                 let least = case.value(other, metric)? * factor;
                 let row = evidence(case, scope, metric, None, Relation::AtLeast, least)?;
                 let (seen, least) = (show(case, metric, row.seen), show(case, metric, least));
                 let name = capital(&short(metric));
-                let text =
-                    format!("{name} of {scope} is {seen}; {factor} times that of {other} is {least}.");
+                let text = format!(
+                    "{name} of {scope} is {seen}; {factor} times that of {other} is {least}."
+                );
                 (text, vec![row])
             }
             Self::Order { first, then } => order(case, first, then)?,

@@ -106,7 +106,11 @@ pub fn investigate_with(
     }
     findings.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let Some(best) = best(&findings) else {
-        return Answer { hypotheses, quality, ..Answer::nothing() };
+        return Answer {
+            hypotheses,
+            quality,
+            ..Answer::nothing()
+        };
     };
     hypotheses.insert(
         0,

@@ -53,7 +53,8 @@ impl World {
         before: f64,
         after: impl Fn(u64) -> f64 + 'static,
     ) -> Self {
-        self.metrics.push((scope.parse().unwrap(), metric, (before, Box::new(after))));
+        self.metrics
+            .push((scope.parse().unwrap(), metric, (before, Box::new(after))));
         self
     }
 
@@ -66,7 +67,8 @@ impl World {
         before: f64,
         after: f64,
     ) -> Self {
-        self.pairs.push((scope.parse().unwrap(), metric, by.into(), before, after));
+        self.pairs
+            .push((scope.parse().unwrap(), metric, by.into(), before, after));
         self
     }
 
@@ -99,7 +101,11 @@ impl World {
             for (of, name, by, before, after) in &self.pairs {
                 if of == scope && name == metric {
                     let value = if since.is_some() { *after } else { *before };
-                    let pair = Pair { metric: (*name).into(), by: by.clone(), value };
+                    let pair = Pair {
+                        metric: (*name).into(),
+                        by: by.clone(),
+                        value,
+                    };
                     snapshot.pairs.push(pair);
                 }
             }
@@ -121,8 +127,10 @@ impl World {
             incidents.update(&anomalies, &tick);
             ticks.push(tick);
         }
-        let (incident, onset): (Incident, Moment) =
-            incidents.active().next().map(|(i, onset)| (i.clone(), onset))?;
+        let (incident, onset): (Incident, Moment) = incidents
+            .active()
+            .next()
+            .map(|(i, onset)| (i.clone(), onset))?;
         let sample: Sample = skills::empty_sample(clock.now());
         let scene = Scene {
             incident,
@@ -140,6 +148,10 @@ impl World {
     /// What one mechanism makes of it.
     pub(crate) fn ask(&self, mechanism: &dyn Mechanism) -> Option<Answer> {
         let scene = self.live()?;
-        Some(offline::investigate_with(&[mechanism], &scene.case()?, None))
+        Some(offline::investigate_with(
+            &[mechanism],
+            &scene.case()?,
+            None,
+        ))
     }
 }

@@ -175,9 +175,15 @@ pub(super) mod tests {
 
     /// A sample `mono` after boot with these targets.
     pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
-        let at = Moment { mono, wall: jiff::Timestamp::UNIX_EPOCH + mono };
+        let at = Moment {
+            mono,
+            wall: jiff::Timestamp::UNIX_EPOCH + mono,
+        };
         let mut sample = empty(at);
-        sample.kernel.targets = targets.iter().map(|(id, path)| (*id, Arc::from(*path))).collect();
+        sample.kernel.targets = targets
+            .iter()
+            .map(|(id, path)| (*id, Arc::from(*path)))
+            .collect();
         sample
     }
 }

@@ -44,7 +44,10 @@ pub(super) fn check(
     quality: &Quality,
     agrees: impl Fn(Category, Option<&Scope>) -> bool,
 ) -> Result<Conclusion, String> {
-    let category: Category = said.category.parse().map_err(|why| format!("category: {why}"))?;
+    let category: Category = said
+        .category
+        .parse()
+        .map_err(|why| format!("category: {why}"))?;
     let scope = |text: &str| text.parse::<Scope>().map_err(|why| why.to_string());
     let culprit = said.culprit.as_deref().map(scope).transpose()?;
     let mut claims = Vec::new();
@@ -59,7 +62,8 @@ pub(super) fn check(
     }
     let names = |scope: &Scope| {
         claims.iter().flat_map(|c| &c.evidence).any(|e| {
-            e.scope == *scope || matches!(&e.by, Some(By::Cgroup(path)) if scope.path() == Some(path))
+            e.scope == *scope
+                || matches!(&e.by, Some(By::Cgroup(path)) if scope.path() == Some(path))
         })
     };
     let bears = bears_cause(&claims) && culprit.as_ref().is_none_or(&names);
@@ -76,7 +80,11 @@ pub(super) fn check(
             victims.push(victim);
         }
     }
-    let borrowed = case.incident.series.iter().all(|s| s.baseline == Source::Borrowed);
+    let borrowed = case
+        .incident
+        .series
+        .iter()
+        .all(|s| s.baseline == Source::Borrowed);
     let confidence = confidence(&Grounds {
         required: &claims,
         supporting: &[],
@@ -114,41 +122,78 @@ fn hypothesis(said: &super::tools::HypothesisArguments) -> Hypothesis {
 fn statement(said: &ClaimArguments, case: &Case<'_>) -> Result<Statement, String> {
     let scope = |text: &str| text.parse::<Scope>().map_err(|why| why.to_string());
     let metric = |name: &str| {
-        case.metric(name).map(|m| m.name).ok_or_else(|| format!("there is no metric `{name}`"))
+        case.metric(name)
+            .map(|m| m.name)
+            .ok_or_else(|| format!("there is no metric `{name}`"))
     };
     let part = |least: f64| {
         let fits = least > 0.0 && least <= 1.0;
-        fits.then_some(least).ok_or_else(|| format!("`least` is {least}, and goes from 0 to 1"))
+        fits.then_some(least)
+            .ok_or_else(|| format!("`least` is {least}, and goes from 0 to 1"))
     };
     Ok(match said {
-        ClaimArguments::Change { scope: at, metric: name, direction: Direction::Up } => {
-            Statement::Rose { scope: scope(at)?, metric: metric(name)? }
-        }
-        ClaimArguments::Change { scope: at, metric: name, direction: Direction::Down } => {
-            Statement::Fell { scope: scope(at)?, metric: metric(name)? }
-        }
-        ClaimArguments::Pair { victim, metric: name, by, least } => Statement::Caused {
+        ClaimArguments::Change {
+            scope: at,
+            metric: name,
+            direction: Direction::Up,
+        } => Statement::Rose {
+            scope: scope(at)?,
+            metric: metric(name)?,
+        },
+        ClaimArguments::Change {
+            scope: at,
+            metric: name,
+            direction: Direction::Down,
+        } => Statement::Fell {
+            scope: scope(at)?,
+            metric: metric(name)?,
+        },
+        ClaimArguments::Pair {
+            victim,
+            metric: name,
+            by,
+            least,
+        } => Statement::Caused {
             victim: scope(victim)?,
             metric: metric(name)?,
             by: by.as_str().into(),
             least: part(*least)?,
         },
-        ClaimArguments::Share { scope: at, metric: name, least } => {
-            Statement::Share { scope: scope(at)?, metric: metric(name)?, least: part(*least)? }
-        }
-        ClaimArguments::Limit { scope: at, metric: name, limit, least } => Statement::Reached {
+        ClaimArguments::Share {
+            scope: at,
+            metric: name,
+            least,
+        } => Statement::Share {
+            scope: scope(at)?,
+            metric: metric(name)?,
+            least: part(*least)?,
+        },
+        ClaimArguments::Limit {
+            scope: at,
+            metric: name,
+            limit,
+            least,
+        } => Statement::Reached {
             scope: scope(at)?,
             metric: metric(name)?,
             limit: metric(limit)?,
             least: part(*least)?,
         },
-        ClaimArguments::Order { first_scope, first_metric, then_scope, then_metric } => {
-            Statement::Order {
-                first: (scope(first_scope)?, metric(first_metric)?),
-                then: (scope(then_scope)?, metric(then_metric)?),
-            }
-        }
-        ClaimArguments::Level { scope: at, metric: name, other, factor } => {
+        ClaimArguments::Order {
+            first_scope,
+            first_metric,
+            then_scope,
+            then_metric,
+        } => Statement::Order {
+            first: (scope(first_scope)?, metric(first_metric)?),
+            then: (scope(then_scope)?, metric(then_metric)?),
+        },
+        ClaimArguments::Level {
+            scope: at,
+            metric: name,
+            other,
+            factor,
+        } => {
             if *factor < 1.0 {
                 return Err(format!("`factor` is {factor}, and begins at 1"));
             }
@@ -159,8 +204,12 @@ fn statement(said: &ClaimArguments, case: &Case<'_>) -> Result<Statement, String
                 factor: *factor,
             }
         }
-        ClaimArguments::Absence { scope: at, metric: name } => {
-            Statement::Normal { scope: scope(at)?, metric: metric(name)? }
-        }
+        ClaimArguments::Absence {
+            scope: at,
+            metric: name,
+        } => Statement::Normal {
+            scope: scope(at)?,
+            metric: metric(name)?,
+        },
     })
 }

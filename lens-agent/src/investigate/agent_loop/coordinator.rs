@@ -21,10 +21,21 @@ pub async fn investigate(bench: &Bench) -> Result<Outcome, Failure> {
     request.incident = Some(bench.scene.incident.id.to_string());
     let brief = request.fence.wrap(&brief::render(&bench.scene));
     request.messages.push(Message::user(brief));
-    let mut tools = Tools { bench, notifications: Vec::new(), unread: 0, conclusion: None };
+    let mut tools = Tools {
+        bench,
+        notifications: Vec::new(),
+        unread: 0,
+        conclusion: None,
+    };
     let mut answered = Answered::default();
-    let talked =
-        converse(&*bench.model, &bench.purse, &bench.cancel, request, &mut tools, &mut answered);
+    let talked = converse(
+        &*bench.model,
+        &bench.purse,
+        &bench.cancel,
+        request,
+        &mut tools,
+        &mut answered,
+    );
     let ended = talked.await;
     if tools.conclusion.is_none() {
         ended?;
@@ -41,8 +52,10 @@ pub async fn investigate(bench: &Bench) -> Result<Outcome, Failure> {
 }
 
 fn prompt(skills: &[&'static dyn Skill]) -> String {
-    let skills: Vec<String> =
-        skills.iter().map(|s| format!("{}: {}", s.id(), s.title())).collect();
+    let skills: Vec<String> = skills
+        .iter()
+        .map(|s| format!("{}: {}", s.id(), s.title()))
+        .collect();
     format!(
         "You coordinate the investigation of one incident on a Linux host for lens, a read-only \
          diagnostic agent. The question is: who did it, to whom, because of what. Code has worked out \
@@ -72,9 +85,15 @@ impl Toolbox for Tools<'_> {
         vec![
             spec::<InvokeOperators>("invoke_operators", "Let operators look, in parallel."),
             spec::<Nothing>("get_notifications", "What operators have notified."),
-            spec::<ProduceInsight>("produce_insight", "Conclude; code checks it and answers what was struck out."),
+            spec::<ProduceInsight>(
+                "produce_insight",
+                "Conclude; code checks it and answers what was struck out.",
+            ),
             spec::<Think>("think", "Write down a thought."),
-            spec::<Nothing>("done", "End; refused before an insight, or with unread notifications."),
+            spec::<Nothing>(
+                "done",
+                "End; refused before an insight, or with unread notifications.",
+            ),
         ]
     }
 
@@ -115,7 +134,8 @@ impl Tools<'_> {
         let group = self.bench.supervisor.group("operators");
         let mut children = Vec::new();
         for skill in skills {
-            let (bench, question, left) = (self.bench.clone(), asked.question.clone(), left.clone());
+            let (bench, question, left) =
+                (self.bench.clone(), asked.question.clone(), left.clone());
             let child = group.child(Spec::temporary(skill.id()), move |token| {
                 let (mut bench, question, left) = (bench.clone(), question.clone(), left.clone());
                 bench.cancel = token;
@@ -146,7 +166,11 @@ impl Tools<'_> {
         troubles.extend(left.troubles);
         self.unread += left.notifications.len();
         self.notifications.extend(left.notifications);
-        let told = if troubles.is_empty() { String::new() } else { format!("; {}", troubles.join("; ")) };
+        let told = if troubles.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", troubles.join("; "))
+        };
         Ok(format!("{} notifications are unread{told}", self.unread))
     }
 

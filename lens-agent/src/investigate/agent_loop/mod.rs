@@ -88,7 +88,11 @@ pub enum Failure {
 /// Categories as a prompt lists them.
 fn categories() -> String {
     let line = |c: &Category| format!("{}: {}", c.as_str(), c.meaning().trim());
-    Category::ALL.iter().map(line).collect::<Vec<_>>().join("\n")
+    Category::ALL
+        .iter()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use super::{
-    Bench, Failure,
-    callbacks,
+    Bench, Failure, callbacks,
     notification::Notification,
     tools::{Execute, GetSnapshots, Nothing, SendNotification, TakeSnapshot, Think, spec},
     turns::{Answered, Done, Toolbox, arguments, converse},
 };
 use crate::{
-    base::{scope::Scope, snapshot::{Snapshot, SnapshotId}},
+    base::{
+        scope::Scope,
+        snapshot::{Snapshot, SnapshotId},
+    },
     investigate::brief,
     llm::{Message, Request, ToolCall, ToolSpec},
     sandbox::{self, Host, Limits},
@@ -35,15 +37,31 @@ pub(super) async fn look(
     let ask = format!("{brief}\nThe coordinator asks:\n{question}");
     request.messages.push(Message::user(ask));
     let host = Arc::new(callbacks::host(&bench.scene));
-    let mut tools = Tools { bench, skill, host, sent: Vec::new() };
+    let mut tools = Tools {
+        bench,
+        skill,
+        host,
+        sent: Vec::new(),
+    };
     let mut answered = Answered::default();
-    converse(&*bench.model, &bench.purse, &bench.cancel, request, &mut tools, &mut answered).await?;
+    converse(
+        &*bench.model,
+        &bench.purse,
+        &bench.cancel,
+        request,
+        &mut tools,
+        &mut answered,
+    )
+    .await?;
     Ok(tools.sent)
 }
 
 fn prompt(skill: &dyn Skill) -> String {
-    let metrics: Vec<String> =
-        skill.metrics().iter().map(|m| format!("{}: {}", m.name, m.help)).collect();
+    let metrics: Vec<String> = skill
+        .metrics()
+        .iter()
+        .map(|m| format!("{}: {}", m.name, m.help))
+        .collect();
     format!(
         "You are the operator of the skill `{}` ({}) of lens, a read-only diagnostic agent on a Linux \
          host. {}\n\nMetrics:\n{}\n\nLook at snapshots, compare with what is normal, and send a \
@@ -74,7 +92,10 @@ impl Toolbox for Tools<'_> {
         );
         vec![
             spec::<TakeSnapshot>("take_snapshot", "This skill's newest snapshot of a scope."),
-            spec::<GetSnapshots>("get_snapshots", "This skill's last snapshots of a scope, newest first."),
+            spec::<GetSnapshots>(
+                "get_snapshots",
+                "This skill's last snapshots of a scope, newest first.",
+            ),
             spec::<Execute>("execute", &execute),
             spec::<SendNotification>("send_notification", "Tell the coordinator what you found."),
             spec::<Think>("think", "Write down a thought."),
@@ -84,7 +105,9 @@ impl Toolbox for Tools<'_> {
 
     async fn call(&mut self, call: &ToolCall) -> Done<()> {
         let result = match call.name.as_str() {
-            "take_snapshot" => arguments(call).and_then(|a: TakeSnapshot| self.snapshots(&a.scope, 1)),
+            "take_snapshot" => {
+                arguments(call).and_then(|a: TakeSnapshot| self.snapshots(&a.scope, 1))
+            }
             "get_snapshots" => {
                 arguments(call).and_then(|a: GetSnapshots| self.snapshots(&a.scope, a.limit))
             }
@@ -103,7 +126,9 @@ impl Toolbox for Tools<'_> {
 
 impl Tools<'_> {
     fn snapshots(&self, scope: &str, limit: usize) -> Result<String, String> {
-        let scope: Scope = scope.parse().map_err(|why: crate::base::scope::ScopeError| why.to_string())?;
+        let scope: Scope = scope
+            .parse()
+            .map_err(|why: crate::base::scope::ScopeError| why.to_string())?;
         let of_skill = |s: &&Snapshot| *s.skill == *self.skill.id() && s.scope == scope;
         let found: Vec<&Snapshot> = self
             .bench
@@ -128,15 +153,24 @@ impl Tools<'_> {
 
     fn notify(&mut self, said: SendNotification) -> Result<String, String> {
         if self.sent.len() >= NOTIFICATIONS {
-            return Err(format!("{NOTIFICATIONS} notifications are enough; end with `done`"));
+            return Err(format!(
+                "{NOTIFICATIONS} notifications are enough; end with `done`"
+            ));
         }
         if said.snapshot_ids.is_empty() {
             return Err("a notification needs the ids of the snapshots it was seen in".to_owned());
         }
-        let snapshots: Vec<SnapshotId> =
-            said.snapshot_ids.iter().map(|id| SnapshotId::from(id.as_str())).collect();
+        let snapshots: Vec<SnapshotId> = said
+            .snapshot_ids
+            .iter()
+            .map(|id| SnapshotId::from(id.as_str()))
+            .collect();
         let exists = |id: &SnapshotId| {
-            self.bench.scene.ticks.iter().any(|t| t.snapshots().any(|s| s.id == *id))
+            self.bench
+                .scene
+                .ticks
+                .iter()
+                .any(|t| t.snapshots().any(|s| s.id == *id))
         };
         if let Some(unknown) = snapshots.iter().find(|id| !exists(id)) {
             return Err(format!("there is no snapshot `{unknown}`"));

@@ -22,7 +22,11 @@ impl Purse {
     /// Takes an investigation out of the budget, if it allows one.
     pub fn open(budget: Arc<Mutex<Budget>>, clock: Arc<dyn Clock>) -> Result<Self, Refused> {
         let allowance = lock(&budget).begin(clock.now())?;
-        Ok(Self { budget, allowance: Mutex::new(allowance), clock })
+        Ok(Self {
+            budget,
+            allowance: Mutex::new(allowance),
+            clock,
+        })
     }
 
     /// Whether the model may be asked once more; how long that may take.

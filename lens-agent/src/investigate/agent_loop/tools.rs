@@ -15,7 +15,11 @@ pub(super) fn spec<T: JsonSchema>(name: &str, description: &str) -> ToolSpec {
     });
     let schema = settings.into_generator().into_root_schema_for::<T>();
     let schema = Value::from(schema);
-    ToolSpec { name: name.to_owned(), description: description.to_owned(), schema }
+    ToolSpec {
+        name: name.to_owned(),
+        description: description.to_owned(),
+        schema,
+    }
 }
 
 /// Write down a thought; nobody else reads it.

@@ -75,7 +75,9 @@ pub(super) async fn converse<T: Toolbox + Send>(
                 return Err(Failure::NoEnd);
             }
             repairs += 1;
-            request.messages.push(Message::user("Use one of the tools; `done` ends your work."));
+            request.messages.push(Message::user(
+                "Use one of the tools; `done` ends your work.",
+            ));
             continue;
         }
         repairs = 0;
@@ -91,6 +93,12 @@ pub(super) async fn converse<T: Toolbox + Send>(
 
 /// The arguments of `call`, or what is wrong with them, with the path to it.
 pub(super) fn arguments<T: DeserializeOwned>(call: &ToolCall) -> Result<T, String> {
-    serde_path_to_error::deserialize(&call.arguments)
-        .map_err(|why| format!("The arguments of {} are wrong at `{}`: {}", call.name, why.path(), why.inner()))
+    serde_path_to_error::deserialize(&call.arguments).map_err(|why| {
+        format!(
+            "The arguments of {} are wrong at `{}`: {}",
+            call.name,
+            why.path(),
+            why.inner()
+        )
+    })
 }

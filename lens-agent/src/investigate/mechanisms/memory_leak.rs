@@ -18,6 +18,9 @@ const RSS: &str = "rss_bytes";
 const READINGS: usize = 5;
 /// The part of them at which there must be more than before.
 const RISING: f64 = 0.8;
+/// What is given back at once may be this part of all at most: a heap that goes up and down gives
+/// back more.
+const GIVEN_BACK: f64 = 0.1;
 /// The last reading must still add at least this part of the average rise: it has not levelled off.
 const GOING_ON: f64 = 0.25;
 
@@ -77,6 +80,7 @@ fn goes_on(values: &[f64]) -> bool {
     values.len() >= READINGS
         && rising >= RISING * steps.len() as f64
         && values.iter().all(|v| v <= last)
+        && steps.iter().all(|s| *s >= -GIVEN_BACK * last)
         && steps.last().is_some_and(|s| *s >= GOING_ON * average)
 }
 

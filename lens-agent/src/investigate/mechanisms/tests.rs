@@ -16,7 +16,12 @@ fn finds(mechanism: &dyn Mechanism, world: &World, culprit: &str) -> Answer {
     assert_eq!(answer.verdict, Verdict::Cause, "{:?}", answer.hypotheses);
     assert_eq!(answer.category, mechanism.category());
     assert_eq!(answer.culprit, Some(Scope::cgroup(culprit)));
-    assert!(answer.claims.iter().all(crate::investigate::claim::Claim::holds));
+    assert!(
+        answer
+            .claims
+            .iter()
+            .all(crate::investigate::claim::Claim::holds)
+    );
     answer
 }
 
@@ -25,8 +30,15 @@ fn finds(mechanism: &dyn Mechanism, world: &World, culprit: &str) -> Answer {
 fn struck_out(mechanism: &dyn Mechanism, world: &World) {
     let answer = world.ask(mechanism).expect("an incident");
     assert_eq!(answer.verdict, Verdict::Inconclusive, "{:?}", answer.claims);
-    let rejected = answer.hypotheses.iter().filter(|h| h.status == Status::Rejected).count();
-    assert!(rejected >= 1, "nothing was proposed, so nothing was struck out");
+    let rejected = answer
+        .hypotheses
+        .iter()
+        .filter(|h| h.status == Status::Rejected)
+        .count();
+    assert!(
+        rejected >= 1,
+        "nothing was proposed, so nothing was struck out"
+    );
     assert!(answer.claims.is_empty() && answer.culprit.is_none());
 }
 
@@ -98,15 +110,26 @@ fn storm(metric: &'static str, usual: f64, now: f64, of_host: f64) -> World {
 #[test]
 fn syscall_storm() {
     let mechanism = &syscall_storm::SyscallStorm;
-    finds(mechanism, &storm("syscalls_per_sec", 1000.0, 900_000.0, 1_000_000.0), "/job");
+    finds(
+        mechanism,
+        &storm("syscalls_per_sec", 1000.0, 900_000.0, 1_000_000.0),
+        "/job",
+    );
     // Others make most of them.
-    struck_out(mechanism, &storm("syscalls_per_sec", 1000.0, 200_000.0, 1_000_000.0));
+    struck_out(
+        mechanism,
+        &storm("syscalls_per_sec", 1000.0, 200_000.0, 1_000_000.0),
+    );
 }
 
 #[test]
 fn process_churn() {
     let mechanism = &process_churn::ProcessChurn;
-    finds(mechanism, &storm("forks_per_sec", 1.0, 900.0, 950.0), "/job");
+    finds(
+        mechanism,
+        &storm("forks_per_sec", 1.0, 900.0, 950.0),
+        "/job",
+    );
     struck_out(mechanism, &storm("forks_per_sec", 1.0, 300.0, 2000.0));
 }
 
@@ -127,7 +150,11 @@ fn page_fault_storm() {
             grown,
         )
     };
-    finds(&page_fault_storm::PageFaultStorm, &world(0.0, 310_000.0), "/job");
+    finds(
+        &page_fault_storm::PageFaultStorm,
+        &world(0.0, 310_000.0),
+        "/job",
+    );
     struck_out(&page_fault_storm::PageFaultStorm, &world(0.0, 2_000_000.0));
     // It keeps what it faults in: growth.
     silent(&page_fault_storm::PageFaultStorm, &world(1.1e9, 310_000.0));
