@@ -18,6 +18,7 @@ pub mod host;
 pub mod investigate;
 pub mod llm;
 pub mod probes;
+pub mod sandbox;
 pub mod skills;
 pub mod store;
 pub mod supervise;
