@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -84,7 +84,8 @@ struct Log(Mutex<Vec<Sent>>);
 
 impl SendLog for Log {
     fn record(&self, sent: Sent) {
-        self.0.lock().unwrap().push(sent);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(sent);
     }
 }
 
