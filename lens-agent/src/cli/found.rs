@@ -198,7 +198,7 @@ async fn one(source: &Source, id: &str) -> Result<Insight, Trouble> {
 }
 
 /// What an on-call engineer reads.
-fn tell(out: &mut Out, insight: &Insight) -> Result<(), Trouble> {
+pub(super) fn tell(out: &mut Out, insight: &Insight) -> Result<(), Trouble> {
     let confidence = number(100.0 * insight.confidence);
     out.line(format!(
         "{}  {}  {confidence} % sure",
