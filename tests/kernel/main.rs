@@ -1,0 +1,1 @@
+//! What the agent measures in this kernel: real load, real counters. Needs root.
