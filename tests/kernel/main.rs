@@ -1,1 +1,4 @@
 //! What the agent measures in this kernel: real load, real counters. Needs root.
+
+#[cfg(test)]
+mod sched;

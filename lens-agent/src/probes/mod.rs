@@ -68,6 +68,7 @@ pub struct Setup<'a> {
     pins: &'a Pins,
     cpus: usize,
     watched: &'a Watched,
+    force_fallback: bool,
 }
 
 /// A running probe.
@@ -104,6 +105,9 @@ pub struct Config {
     pub only: Vec<String>,
     /// Not these.
     pub without: Vec<String>,
+    /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
+    /// kernel what runs on such a one.
+    pub force_fallback: bool,
 }
 
 /// A probe that was to run and does not.
@@ -144,6 +148,7 @@ impl Probes {
             pins: &pins,
             cpus,
             watched,
+            force_fallback: config.force_fallback,
         };
         let mut running = Vec::new();
         let mut refused = Vec::new();

@@ -27,7 +27,7 @@ use lens_common::{
     loss,
     sched::{
         BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, INTERRUPTIBLE, OTHER_STATE, Pair, Run,
-        Runs, SchedSlot, TaskRec, Throttled, UNINTERRUPTIBLE, Waiting,
+        Runs, SchedSlot, TaskRec, Throttled, UNINTERRUPTIBLE, Waiting, place_of,
     },
 };
 use lens_ebpf::{
@@ -63,6 +63,10 @@ offsets! {
     TASK_LAST_QUEUED,
     /// `task_struct.sched_info.run_delay`
     TASK_RUN_DELAY,
+    /// `task_struct.sched_info.last_arrival`
+    TASK_LAST_ARRIVAL,
+    /// `task_struct.sched_info.pcount`
+    TASK_ARRIVALS,
     /// `task_struct.thread_info.cpu`
     TASK_CPU,
     /// `cfs_rq.rq`
@@ -120,18 +124,17 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         let Some(runs) = RUN.get_ptr_mut(per_cpu::cpu()) else {
             return 0;
         };
+        if (*runs).tid != u64::from(prev_pid) && (*runs).running != 0 {
+            came_unseen(prev, prev_pid, runs, now);
+        }
         let mut next_cgroup = BY_IDLE;
         let mut next_is = BY_IDLE;
         if next_pid != 0 {
             next_cgroup = cgroup_of(next);
-            let flags: u32 = read(next, &TASK_FLAGS);
-            next_is = if flags & KERNEL_THREAD != 0 {
-                BY_KERNEL
-            } else {
-                next_cgroup
-            };
+            next_is = holder(next, next_cgroup);
         }
         ran(runs, now, next_is);
+        (*runs).tid = u64::from(next_pid);
         if prev_pid != 0 {
             // The state is the task's own; preempted on its way to sleep, it goes on waiting.
             leave(
@@ -150,6 +153,75 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Whom the time is booked to that `task` of `cgroup` runs.
+#[inline(always)]
+unsafe fn holder(task: *const u8, cgroup: u64) -> u64 {
+    // SAFETY: `task` is a program's argument.
+    let flags: u32 = unsafe { read(task, &TASK_FLAGS) };
+    if flags & KERNEL_THREAD != 0 {
+        BY_KERNEL
+    } else {
+        cgroup
+    }
+}
+
+/// `task` is about to leave the CPU, and nobody saw it come: some kernels do not fire the
+/// tracepoint on every switch. When it came, and how long it had waited, the kernel has written
+/// down.
+#[inline(always)]
+unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: Now) {
+    // SAFETY: `task` is a program's argument, `runs` and the counters are this CPU's.
+    unsafe {
+        if tid == 0 {
+            (*runs).running = BY_IDLE;
+            return;
+        }
+        let cgroup = cgroup_of(task);
+        let is = holder(task, cgroup);
+        if HAS_SCHED_INFO.load() == 0 {
+            (*runs).running = is;
+            return;
+        }
+        let arrived: u64 = read(task, &TASK_LAST_ARRIVAL);
+        let newest = (*runs).head & (RUNS as u64 - 1);
+        if arrived <= (*(*runs).ring.as_ptr().add(newest as usize)).end {
+            // It was seen, under another id: the main thread's, since it executed a program.
+            return;
+        }
+        let ran_for = now.clock.wrapping_sub(arrived);
+        let at = Now {
+            clock: arrived,
+            task_clock: now.task_clock.wrapping_sub(ran_for),
+        };
+        ran(runs, at, is);
+        let Some(slot) = slot_of(cgroup) else {
+            return;
+        };
+        let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
+            return;
+        };
+        let rec = TASK.get(task, true);
+        if rec.is_null() {
+            count(loss::TASKS);
+            return;
+        }
+        let arrivals: u64 = read(task, &TASK_ARRIVALS);
+        if (*rec).known == 0 && arrivals != 1 {
+            // Its waits from before the first look at it are not known.
+            return;
+        }
+        let delay: u64 = read(task, &TASK_RUN_DELAY);
+        let wait = flat::positive(delay.wrapping_sub((*rec).booked_delay));
+        (*rec).booked_delay = delay;
+        let whole = wait + (*rec).migrated_ns;
+        came(stats, rec, at.clock, whole);
+        (*stats).unseen += 1;
+        (*stats).wait_ns += wait;
+        waited(stats, whole);
+        booked(task, cgroup, stats, runs, at, wait);
+    }
+}
+
 /// `sched_migrate_task(struct task_struct *p, int dest_cpu)`. When a queued task is moved it has
 /// just left its run queue, whose lock is held, and `p` still names that CPU: what it waited
 /// there can be booked.
@@ -158,8 +230,22 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is that of the prototype above.
     unsafe {
         let task: *const u8 = ctx.arg(0);
-        let rec = TASK.get(task, false);
-        if rec.is_null() || (*rec).known == 0 {
+        let mut rec = TASK.get(task, false);
+        if rec.is_null() {
+            let arrivals: u64 = read(task, &TASK_ARRIVALS);
+            let delay: u64 = read(task, &TASK_RUN_DELAY);
+            if arrivals != 0 || delay == 0 {
+                return 0;
+            }
+            // It has never run, and waits for the first time.
+            rec = TASK.get(task, true);
+            if rec.is_null() {
+                count(loss::TASKS);
+                return 0;
+            }
+            (*rec).known = 1;
+        }
+        if (*rec).known == 0 {
             return 0;
         }
         let delay: u64 = read(task, &TASK_RUN_DELAY);
@@ -191,10 +277,7 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
             &Walk {
                 victim: cgroup,
                 stats,
-                holes: Holes {
-                    any: false,
-                    of: EMPTY.holes,
-                },
+                holes: holes_now(task, now),
             },
             runs,
             0,
@@ -224,7 +307,8 @@ fn queued(task: *const u8) -> i32 {
         let rec = TASK.get(task, true);
         if rec.is_null() {
             count(loss::TASKS);
-        } else {
+        } else if (*rec).queued_at == 0 {
+            // Else it has been waiting for longer: woken again, or on its way to sleep.
             (*rec).queued_at = bpf_ktime_get_ns();
         }
     }
@@ -283,10 +367,15 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
         if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
             let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-            if total != 0 {
+            let mut since: u64 = 0;
+            if HAS_THROTTLED_AT.load() != 0 {
+                since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+            }
+            if total | since != 0 {
                 let place = throttled(task, total);
                 if !place.is_null() {
                     (*place).last_ran = now.clock;
+                    (*place).since = since;
                 }
             }
         }
@@ -297,8 +386,8 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
         }
         if HAS_SCHED_INFO.load() != 0 {
             (*rec).booked_delay = read(task, &TASK_RUN_DELAY);
-            (*rec).known = 1;
         }
+        (*rec).known = 1;
         (*rec).migrated_ns = 0;
         if runnable {
             (*rec).slept_at = 0;
@@ -336,34 +425,59 @@ unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: No
             let mut elsewhere = 0;
             if HAS_SCHED_INFO.load() != 0 && (*rec).known != 0 {
                 let delay: u64 = read(task, &TASK_RUN_DELAY);
-                elsewhere = delay.wrapping_sub((*rec).booked_delay);
-                if (elsewhere as i64) < 0 {
-                    elsewhere = 0;
-                }
+                elsewhere = flat::positive(delay.wrapping_sub((*rec).booked_delay));
                 (*rec).booked_delay = delay + wait;
             }
             whole += (*rec).migrated_ns + elsewhere;
-            (*rec).migrated_ns = 0;
             if elsewhere != 0 {
                 // Queued elsewhere, and moved by a way that does not pass the migration hook.
                 (*stats).wait_ns += elsewhere;
                 book(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
             }
-            if (*rec).slept_at != 0 {
-                slept(
-                    stats,
-                    (*rec).state,
-                    now.clock.wrapping_sub((*rec).slept_at),
-                    whole,
-                );
-                (*rec).slept_at = 0;
-            }
+            came(stats, rec, now.clock, whole);
         }
         if since == 0 {
             return;
         }
-        (*stats).waits += 1;
         (*stats).wait_ns += wait;
+        waited(stats, whole);
+        booked(task, cgroup, stats, runs, now, wait);
+    }
+}
+
+/// Books the `wait` of `task` that ended at `now`, where the newest interval ends.
+#[inline(always)]
+unsafe fn booked(
+    task: *const u8,
+    victim: u64,
+    stats: *mut SchedSlot,
+    runs: *const Runs,
+    now: Now,
+    wait: u64,
+) {
+    if wait == 0 {
+        return;
+    }
+    // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
+    unsafe {
+        let holes = holes_of(task, now, wait);
+        let head = (*runs).head & (RUNS as u64 - 1);
+        let newest = *(*runs).ring.as_ptr().add(head as usize);
+        let of = Walk {
+            victim,
+            stats,
+            holes,
+        };
+        walk(&of, runs, 1, newest, wait);
+    }
+}
+
+/// A wait ended that was `whole` long in all.
+#[inline(always)]
+unsafe fn waited(stats: *mut SchedSlot, whole: u64) {
+    // SAFETY: this CPU's counters; the bucket is checked.
+    unsafe {
+        (*stats).waits += 1;
         if whole > (*stats).wait_max_ns {
             (*stats).wait_max_ns = whole;
         }
@@ -371,22 +485,23 @@ unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: No
         if b < BUCKETS {
             *(*stats).wait_hist.as_mut_ptr().add(b) += 1;
         }
-        if wait != 0 {
-            let holes = holes_of(task, now, wait);
-            let head = (*runs).head & (RUNS as u64 - 1);
-            let newest = *(*runs).ring.as_ptr().add(head as usize);
-            walk(
-                &Walk {
-                    victim: cgroup,
-                    stats,
-                    holes,
-                },
-                runs,
-                1,
-                newest,
-                wait,
-            );
+    }
+}
+
+/// The task of `rec` came onto the CPU at `at` after a wait that was `whole` long: it had been
+/// asleep before that, or lost the CPU.
+#[inline(always)]
+unsafe fn came(stats: *mut SchedSlot, rec: *mut TaskRec, at: u64, whole: u64) {
+    // SAFETY: a record of the program's, and this CPU's counters.
+    unsafe {
+        if (*rec).slept_at != 0 {
+            slept(stats, (*rec).state, at.wrapping_sub((*rec).slept_at), whole);
+            (*rec).slept_at = 0;
+        } else if (*rec).known != 0 && (*rec).queued_at != 0 {
+            (*stats).preempted += 1;
         }
+        (*rec).queued_at = 0;
+        (*rec).migrated_ns = 0;
     }
 }
 
@@ -412,15 +527,11 @@ unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) {
 /// The place of `task`'s run queue, whose throttled time is `total`; made if need be.
 #[inline(always)]
 unsafe fn throttled(task: *const u8, total: u64) -> *mut Throttled {
-    // The address as a number: the verifier allows no arithmetic on what it knows as a pointer.
-    // SAFETY: the helper checks the address.
-    let cfs_rq =
-        unsafe { bpf_probe_read_kernel(task.add(TASK_CFS_RQ.load() as usize).cast::<u64>()) };
-    let Ok(cfs_rq) = cfs_rq else {
+    // SAFETY: by the caller.
+    let Some(cfs_rq) = (unsafe { address_of_run_queue(task) }) else {
         return core::ptr::null_mut();
     };
-    // Slabs are aligned: the low bits tell nothing apart.
-    let i = ((cfs_rq >> 6) as u32).wrapping_mul(0x9E37_79B1) >> (32 - THROTTLED.trailing_zeros());
+    let i = place_of(cfs_rq, THROTTLED);
     let Some(place) = THROTTLE.get_ptr_mut(per_cpu::index(THROTTLED, i)) else {
         return core::ptr::null_mut();
     };
@@ -440,16 +551,49 @@ unsafe fn throttled(task: *const u8, total: u64) -> *mut Throttled {
     place
 }
 
+/// As a number: the verifier allows no arithmetic on what it knows as a pointer.
+#[inline(always)]
+unsafe fn address_of_run_queue(task: *const u8) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(task.add(TASK_CFS_RQ.load() as usize).cast::<u64>()) }.ok()
+}
+
 const EMPTY: Throttled = Throttled {
     cfs_rq: 0,
     seen_ns: 0,
     last_ran: 0,
+    since: 0,
     next: 0,
     holes: [Hole { from: 0, until: 0 }; HOLES],
 };
 
+/// The throttling of `task`'s group that is under way.
+#[inline(always)]
+unsafe fn holes_now(task: *const u8, now: Now) -> Holes {
+    let mut holes = Holes {
+        any: false,
+        of: EMPTY.holes,
+    };
+    if HAS_THROTTLED_AT.load() != 0 {
+        // SAFETY: `task` is a program's argument.
+        unsafe {
+            let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
+            let from: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+            if from != 0 {
+                holes.any = true;
+                holes.of[0] = Hole {
+                    from,
+                    until: now.clock,
+                };
+            }
+        }
+    }
+    holes
+}
+
 /// The throttlings of `task`'s group; none if its quota never bit. The sum grows when a throttling
-/// ends; it began when the group last ran here, or when this task was queued.
+/// ends. Where the kernel did not tell when it began, it was when the group last ran here, or when
+/// this task was queued.
 #[inline(always)]
 unsafe fn holes_of(task: *const u8, now: Now, wait: u64) -> Holes {
     let none = Holes {
@@ -473,7 +617,11 @@ unsafe fn holes_of(task: *const u8, now: Now, wait: u64) -> Holes {
         let grown = total.wrapping_sub((*place).seen_ns);
         if grown != 0 {
             (*place).seen_ns = total;
-            let from = flat::max((*place).last_ran, now.clock.wrapping_sub(wait));
+            let mut from = (*place).since;
+            if from == 0 {
+                from = flat::max((*place).last_ran, now.clock.wrapping_sub(wait));
+            }
+            (*place).since = 0;
             let i = (*place).next & (HOLES as u64 - 1);
             (*place).next = i + 1;
             *(*place).holes.as_mut_ptr().add(i as usize) = Hole {
@@ -610,7 +758,10 @@ unsafe fn book(victim: u64, stats: *mut SchedSlot, by: u64, exact: u64, sampled:
     }
     count(loss::PAIRS);
     // SAFETY: this CPU's counters.
-    unsafe { (*stats).other_ns += exact + sampled }
+    unsafe {
+        (*stats).other_ns += exact;
+        (*stats).other_sampled_ns += sampled;
+    }
 }
 
 /// `struct bpf_iter__task`: what an iterator over tasks is given.
@@ -639,16 +790,24 @@ extern "C" fn waiting(ctx: *const TaskContext) -> i32 {
         if slot_of(cgroup).is_none() {
             return 0;
         }
-        let mut throttled_at = 0;
-        if HAS_THROTTLED_AT.load() != 0 {
+        let now = now_at(task);
+        let (mut throttled_at, mut throttled_ns, mut address) = (0, 0, 0);
+        if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
-            throttled_at = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+            throttled_ns = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
+            if HAS_THROTTLED_AT.load() != 0 {
+                throttled_at = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+            }
+            address = address_of_run_queue(task).unwrap_or_default();
         }
         let record = Waiting {
             cgroup,
             queued_at,
-            now: now_at(task).clock,
+            now: now.clock,
+            task_now: now.task_clock,
             throttled_at,
+            throttled_ns,
+            cfs_rq: address,
             cpu: read(task, &TASK_CPU),
             tid: read(task, &TASK_PID),
         };
