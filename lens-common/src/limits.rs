@@ -11,7 +11,7 @@ pub const PAIRS: u32 = 4096;
 /// Places tried for a pair before its time goes to the victim's `other`.
 pub const PAIR_PROBES: u32 = 4;
 /// Run intervals remembered a CPU; a power of two.
-pub const RUNS: usize = 64;
+pub const RUNS: usize = 256;
 /// Run queues remembered a CPU that were throttled by their quota; a power of two.
 pub const THROTTLED: u32 = 256;
 /// Throttlings remembered of one run queue.

@@ -33,6 +33,8 @@ pub struct SchedSlot {
     /// Waits whose end the tracepoint did not tell: counted when the task left the CPU, from what
     /// the kernel had written down.
     pub unseen: u64,
+    /// Their length.
+    pub unseen_ns: u64,
     /// Waits that began when the task lost the CPU although it could have gone on.
     pub preempted: u64,
     /// Sleeps that ended, by kind of sleep.
@@ -117,6 +119,8 @@ pub struct Throttled {
     pub since: u64,
     /// Where the next hole goes.
     pub next: u64,
+    /// The throttling under way as the task sees it that comes onto the CPU or moves to another.
+    pub under_way: Hole,
     /// The last throttlings.
     pub holes: [Hole; HOLES],
 }
@@ -173,12 +177,12 @@ pub struct Waiting {
 }
 
 plain!(
-    SchedSlot: 8 * 8 + 24 * 2 + size_of::<Hist>(),
+    SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,
     Runs: 24 + 24 * RUNS,
     Hole: 16,
-    Throttled: 40 + 16 * HOLES,
+    Throttled: 56 + 16 * HOLES,
     TaskRec: 40,
     Waiting: 64,
 );

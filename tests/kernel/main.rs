@@ -2,3 +2,5 @@
 
 #[cfg(test)]
 mod sched;
+#[cfg(test)]
+mod targets;

@@ -179,6 +179,14 @@ impl Cgroup {
         }
     }
 
+    /// Lets its tasks be real-time ones, where groups need leave for that.
+    pub fn allow_realtime(&self) -> Result<()> {
+        if self.cpu_dir().join("cpu.rt_runtime_us").exists() {
+            self.set_cpu("cpu.rt_runtime_us", "900000")?;
+        }
+        Ok(())
+    }
+
     /// How often and for how long its quota has held it, over all CPUs.
     pub fn throttled(&self) -> Result<(u64, Duration)> {
         let stat = self.cpu_dir().join("cpu.stat");

@@ -79,6 +79,8 @@ pub struct SchedCounters {
     pub other_sampled_ns: u64,
     /// Waits whose end this kernel's tracepoint did not tell; counted from its books all the same.
     pub unseen: u64,
+    /// Their length.
+    pub unseen_ns: u64,
     /// Waits of tasks that lost the CPU although they could have gone on.
     pub preempted: u64,
     /// Sleeps that ended: interruptible, uninterruptible, other states.
@@ -203,6 +205,7 @@ impl Sched {
             sum.other_ns += at.other_ns;
             sum.other_sampled_ns += at.other_sampled_ns;
             sum.unseen += at.unseen;
+            sum.unseen_ns += at.unseen_ns;
             sum.preempted += at.preempted;
             for kind in 0..3 {
                 sum.sleeps[kind] += at.sleeps[kind];

@@ -14,7 +14,7 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, seq_file},
     helpers::{
         bpf_ktime_get_ns, bpf_probe_read_kernel,
-        generated::{bpf_get_prandom_u32, bpf_seq_write},
+        generated::{bpf_get_prandom_u32, bpf_loop, bpf_seq_write},
     },
     macros::{btf_map, btf_tracepoint, map},
     maps::Array,
@@ -216,6 +216,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: Now) {
         let whole = wait + (*rec).migrated_ns;
         came(stats, rec, at.clock, whole);
         (*stats).unseen += 1;
+        (*stats).unseen_ns += wait;
         (*stats).wait_ns += wait;
         waited(stats, whole);
         booked(task, cgroup, stats, runs, at, wait);
@@ -261,7 +262,8 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
         let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
             return 0;
         };
-        let Some(runs) = RUN.get_ptr_mut(read(task, &TASK_CPU)) else {
+        let from: u32 = read(task, &TASK_CPU);
+        let Some(runs) = RUN.get_ptr_mut(from) else {
             return 0;
         };
         (*rec).migrated_ns += waited;
@@ -273,17 +275,12 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
             end: now.clock,
             task_end: now.task_clock,
         };
-        walk(
-            &Walk {
-                victim: cgroup,
-                stats,
-                holes: holes_now(task, now),
-            },
-            runs,
-            0,
-            newest,
-            waited,
-        );
+        let of = Victim {
+            cgroup,
+            stats,
+            throttled: holes_of(task, from, now, waited),
+        };
+        walk(of, runs, 0, newest, waited);
     }
     0
 }
@@ -372,7 +369,7 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
                 since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
             }
             if total | since != 0 {
-                let place = throttled(task, total);
+                let place = throttled(task, per_cpu::cpu(), total);
                 if !place.is_null() {
                     (*place).last_ran = now.clock;
                     (*place).since = since;
@@ -460,15 +457,14 @@ unsafe fn booked(
     }
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let holes = holes_of(task, now, wait);
         let head = (*runs).head & (RUNS as u64 - 1);
         let newest = *(*runs).ring.as_ptr().add(head as usize);
-        let of = Walk {
-            victim,
+        let of = Victim {
+            cgroup: victim,
             stats,
-            holes,
+            throttled: holes_of(task, per_cpu::cpu(), now, wait),
         };
-        walk(&of, runs, 1, newest, wait);
+        walk(of, runs, 1, newest, wait);
     }
 }
 
@@ -524,15 +520,16 @@ unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) {
     }
 }
 
-/// The place of `task`'s run queue, whose throttled time is `total`; made if need be.
+/// The place of `task`'s run queue on `cpu`, whose throttled time is `total`; made if need be.
+/// Either it is this CPU, or its run queue is locked.
 #[inline(always)]
-unsafe fn throttled(task: *const u8, total: u64) -> *mut Throttled {
+unsafe fn throttled(task: *const u8, cpu: u32, total: u64) -> *mut Throttled {
     // SAFETY: by the caller.
     let Some(cfs_rq) = (unsafe { address_of_run_queue(task) }) else {
         return core::ptr::null_mut();
     };
     let i = place_of(cfs_rq, THROTTLED);
-    let Some(place) = THROTTLE.get_ptr_mut(per_cpu::index(THROTTLED, i)) else {
+    let Some(place) = THROTTLE.get_ptr_mut(cpu * THROTTLED + i) else {
         return core::ptr::null_mut();
     };
     // SAFETY: this CPU's table.
@@ -564,55 +561,34 @@ const EMPTY: Throttled = Throttled {
     last_ran: 0,
     since: 0,
     next: 0,
+    under_way: Hole { from: 0, until: 0 },
     holes: [Hole { from: 0, until: 0 }; HOLES],
 };
 
-/// The throttling of `task`'s group that is under way.
+/// The throttlings of `task`'s group on `cpu`; NULL if its quota never bit. The sum grows when a
+/// throttling ends. Where the kernel did not tell when it began, it was when the group last ran
+/// there, or when this task was queued. A task may come onto the CPU while its group is throttled,
+/// to be put aside when it returns to user space: then its wait was for the quota too.
 #[inline(always)]
-unsafe fn holes_now(task: *const u8, now: Now) -> Holes {
-    let mut holes = Holes {
-        any: false,
-        of: EMPTY.holes,
-    };
-    if HAS_THROTTLED_AT.load() != 0 {
-        // SAFETY: `task` is a program's argument.
-        unsafe {
-            let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
-            let from: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
-            if from != 0 {
-                holes.any = true;
-                holes.of[0] = Hole {
-                    from,
-                    until: now.clock,
-                };
-            }
-        }
-    }
-    holes
-}
-
-/// The throttlings of `task`'s group; none if its quota never bit. The sum grows when a throttling
-/// ends. Where the kernel did not tell when it began, it was when the group last ran here, or when
-/// this task was queued.
-#[inline(always)]
-unsafe fn holes_of(task: *const u8, now: Now, wait: u64) -> Holes {
-    let none = Holes {
-        any: false,
-        of: EMPTY.holes,
-    };
+unsafe fn holes_of(task: *const u8, cpu: u32, now: Now, wait: u64) -> *const Throttled {
+    use core::ptr::null;
     if HAS_THROTTLED.load() == 0 {
-        return none;
+        return null();
     }
     // SAFETY: `task` is a program's argument; the index is masked.
     unsafe {
         let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
         let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-        if total == 0 {
-            return none;
+        let mut since: u64 = 0;
+        if HAS_THROTTLED_AT.load() != 0 {
+            since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
         }
-        let place = throttled(task, total);
+        if total | since == 0 {
+            return null();
+        }
+        let place = throttled(task, cpu, total);
         if place.is_null() {
-            return none;
+            return null();
         }
         let grown = total.wrapping_sub((*place).seen_ns);
         if grown != 0 {
@@ -629,108 +605,155 @@ unsafe fn holes_of(task: *const u8, now: Now, wait: u64) -> Holes {
                 until: from + grown,
             };
         }
-        Holes {
-            any: true,
-            of: (*place).holes,
+        (*place).under_way = EMPTY.under_way;
+        if since != 0 {
+            (*place).under_way = Hole {
+                from: since,
+                until: now.clock,
+            };
         }
+        place
     }
 }
 
+/// Who waited.
 #[derive(Clone, Copy)]
-struct Holes {
-    any: bool,
-    of: [Hole; HOLES],
+struct Victim {
+    cgroup: u64,
+    stats: *mut SchedSlot,
+    /// The throttlings of its group, or NULL.
+    throttled: *const Throttled,
 }
 
+/// A wait that is being walked back.
 struct Walk {
-    victim: u64,
-    stats: *mut SchedSlot,
-    holes: Holes,
+    of: Victim,
+    runs: *const Runs,
+    /// The interval looked at.
+    run: Run,
+    /// Index of the one before it.
+    i: u64,
+    queued: u64,
+    /// From here on all is booked.
+    upto: u64,
+    /// All bits set: this wait stands for itself; none: for the sample.
+    exact: u64,
+    kernel: u64,
+    quota: u64,
 }
 
 /// Books the `wait` that ends with the interval `newest` on the ring's CPU. `back` is 1 if
 /// `newest` is the ring's own newest, 0 if it comes after it.
 #[inline(always)]
-unsafe fn walk(of: &Walk, runs: *const Runs, back: u64, newest: Run, wait: u64) {
-    // SAFETY: the ring's index is masked.
+unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run, wait: u64) {
+    // SAFETY: the ring's index is masked; the callback is given this very walk.
     unsafe {
-        let queued = newest.end.wrapping_sub(wait);
-        let mut run = newest;
-        let mut upto = newest.end;
-        let mut i = (*runs).head.wrapping_sub(back).wrapping_add(1);
-        // All bits set: this wait stands for itself; none: for the sample.
-        let mut exact = u64::MAX;
-        let (mut kernel, mut quota) = (0, 0);
-        let mut n = 0;
-        while n < RUNS - 1 {
-            i = i.wrapping_sub(1) & (RUNS as u64 - 1);
-            let before = *(*runs).ring.as_ptr().add(i as usize);
-            if before.end == 0 || before.end > upto {
-                break;
-            }
-            if n == 0 && before.end > queued && wait < LONG_WAIT_NS {
+        let mut walk = Walk {
+            of,
+            runs,
+            run: newest,
+            i: (*runs).head.wrapping_sub(back) & (RUNS as u64 - 1),
+            queued: newest.end.wrapping_sub(wait),
+            upto: newest.end,
+            exact: u64::MAX,
+            kernel: 0,
+            quota: 0,
+        };
+        let before = *(*runs).ring.as_ptr().add(walk.i as usize);
+        if before.end != 0 && before.end <= newest.end {
+            // Most waits are behind one interval.
+            let several = before.end > walk.queued;
+            if several && wait < LONG_WAIT_NS {
                 // By chance, not by count: a count keeps step with a round robin.
                 (*of.stats).sampled_ns += wait;
                 if bpf_get_prandom_u32() & (SHORT_WAIT_SAMPLE - 1) != 0 {
                     return;
                 }
-                exact = 0;
+                walk.exact = 0;
             }
-            let from = flat::max(queued, before.end);
-            let mut ran = upto.wrapping_sub(from);
-            if of.holes.any {
-                let hole = overlap(&of.holes.of, from, upto);
-                quota += hole;
-                ran = ran.wrapping_sub(hole);
+            take(&mut walk, before);
+            if several {
+                bpf_loop(
+                    RUNS as u32 - 2,
+                    further as *mut c_void,
+                    (&raw mut walk).cast::<c_void>(),
+                    0,
+                );
             }
-            let whole = run.end.wrapping_sub(before.end);
-            let on_cpu = run.task_end.wrapping_sub(before.task_end);
-            let stolen = flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran);
-            kernel += stolen;
-            ran = ran.wrapping_sub(stolen);
-            book(of.victim, of.stats, run.by, ran & exact, ran & !exact);
-            upto = from;
-            if before.end <= queued {
-                break;
+        }
+        let forgotten = walk.upto.wrapping_sub(walk.queued);
+        for (by, ns) in [
+            (BY_UNATTRIBUTED, forgotten),
+            (BY_QUOTA, walk.quota),
+            (BY_KERNEL, walk.kernel),
+        ] {
+            if ns != 0 {
+                book(of.cgroup, of.stats, by, ns & walk.exact, ns & !walk.exact);
             }
-            run = before;
-            n += 1;
-        }
-        let forgotten = upto.wrapping_sub(queued);
-        if forgotten != 0 {
-            book(
-                of.victim,
-                of.stats,
-                BY_UNATTRIBUTED,
-                forgotten & exact,
-                forgotten & !exact,
-            );
-        }
-        if quota != 0 {
-            book(of.victim, of.stats, BY_QUOTA, quota & exact, quota & !exact);
-        }
-        if kernel != 0 {
-            book(
-                of.victim,
-                of.stats,
-                BY_KERNEL,
-                kernel & exact,
-                kernel & !exact,
-            );
         }
     }
 }
 
-/// How much of `[from, until)` the holes cover; they do not overlap one another.
+/// One interval further back. The verifier looks at this once, however long the ring is.
+unsafe extern "C" fn further(_: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: `bpf_loop` hands over what `walk` gave it; the ring's index is masked.
+    unsafe {
+        let walk = &mut *walk;
+        walk.i = walk.i.wrapping_sub(1) & (RUNS as u64 - 1);
+        let before = *(*walk.runs).ring.as_ptr().add(walk.i as usize);
+        if before.end == 0 || before.end > walk.upto {
+            return 1;
+        }
+        take(walk, before);
+        i64::from(before.end <= walk.queued)
+    }
+}
+
+/// Books the interval looked at, which begins where the one `before` it ends.
 #[inline(always)]
-fn overlap(holes: &[Hole; HOLES], from: u64, until: u64) -> u64 {
-    let mut sum = 0;
-    for hole in holes {
+unsafe fn take(walk: &mut Walk, before: Run) {
+    // SAFETY: the pointers are those of a walk.
+    unsafe {
+        let from = flat::max(walk.queued, before.end);
+        let mut ran = walk.upto.wrapping_sub(from);
+        if !walk.of.throttled.is_null() {
+            let held = overlap(walk.of.throttled, from, walk.upto);
+            walk.quota += held;
+            ran = ran.wrapping_sub(held);
+        }
+        let whole = walk.run.end.wrapping_sub(before.end);
+        let on_cpu = walk.run.task_end.wrapping_sub(before.task_end);
+        let stolen = flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran);
+        walk.kernel += stolen;
+        ran = ran.wrapping_sub(stolen);
+        book(
+            walk.of.cgroup,
+            walk.of.stats,
+            walk.run.by,
+            ran & walk.exact,
+            ran & !walk.exact,
+        );
+        walk.upto = from;
+        walk.run = before;
+    }
+}
+
+/// How much of `[from, until)` the throttlings cover; they do not overlap one another.
+#[inline(always)]
+unsafe fn overlap(throttled: *const Throttled, from: u64, until: u64) -> u64 {
+    let one = |hole: Hole| {
         let begin = flat::max(hole.from, from);
         let end = flat::min(hole.until, until);
-        sum += flat::positive(end.wrapping_sub(begin));
+        flat::positive(end.wrapping_sub(begin))
+    };
+    // SAFETY: a place in the table; the index is below its length.
+    unsafe {
+        let mut sum = one((*throttled).under_way);
+        for i in 0..HOLES {
+            sum += one(*(*throttled).holes.as_ptr().add(i));
+        }
+        sum
     }
-    sum
 }
 
 /// Adds to the pair (victim, by).

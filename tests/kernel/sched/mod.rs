@@ -1,8 +1,11 @@
 //! Who waits for a CPU and who ran meanwhile, held against what the kernel itself says of the
 //! same load. A load stands still while it is read, so most of it must agree exactly.
 
+mod fallback;
 mod pairs;
+mod quota;
 mod totals;
+mod under_way;
 
 use std::collections::BTreeMap;
 
@@ -88,6 +91,7 @@ fn between(before: &KernelReading, after: &KernelReading, cgroup: &Cgroup) -> Re
         other_ns: new.other_ns - old.other_ns,
         other_sampled_ns: new.other_sampled_ns - old.other_sampled_ns,
         unseen: new.unseen - old.unseen,
+        unseen_ns: new.unseen_ns - old.unseen_ns,
         preempted: new.preempted - old.preempted,
         held,
         now: new,
@@ -103,6 +107,7 @@ struct Grown {
     other_ns: u64,
     other_sampled_ns: u64,
     unseen: u64,
+    unseen_ns: u64,
     preempted: u64,
     held: BTreeMap<Holder, Held>,
     now: SchedCounters,

@@ -1,0 +1,108 @@
+//! A cgroup that its own quota keeps off the CPU blames nobody else for that.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lens_agent::probes::Holder;
+use lens_tests::{cgroup::Cgroup, load::Load, not_run, root_or_say_not_run};
+
+use super::{between, close, ready, run, watch};
+
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Lets `waiters` threads burn in `victim`, which `limited` holds to a fifth of a CPU, beside a
+/// neighbour; the quota's part of their wait against what the kernel says of the quota.
+fn held_by_quota(victim: &Cgroup, limited: &Cgroup, waiters: u32) -> Result<()> {
+    let neighbour = Cgroup::new("neighbour")?;
+    if let Err(why) = limited.set_quota(PERIOD / 5, PERIOD) {
+        return not_run(&format!("no quota here: {why:#}"));
+    }
+    let mut probes = watch(&[])?;
+    let mut loads = [
+        ready(
+            victim,
+            &format!("burn --for 4000 --cpu 1 --threads {waiters}"),
+        )?,
+        ready(&neighbour, "burn --for 4500 --cpu 1")?,
+    ];
+    let before = probes.read();
+    let ((_, then), truth) = (limited.throttled()?, loads[0].waited()?);
+    run(&mut loads.iter_mut().collect::<Vec<_>>())?;
+    let after = probes.read();
+    let ((times, held), now) = (limited.throttled()?, loads[0].waited()?);
+    let seen = between(&before, &after, victim)?;
+    seen.show(&format!("{waiters} waiters, throttled {times} times"));
+    assert!(times >= 10, "{times}");
+    assert_eq!(seen.wait_ns, now.wait_ns - truth.wait_ns);
+    close("row", seen.row(), seen.wait_ns as f64, 1.0);
+    let truth = f64::from(waiters) * (held - then).as_nanos() as f64;
+    close("quota", seen.behind(Holder::Quota), truth, 3.0);
+    Ok(())
+}
+
+#[test]
+fn one_waiter_and_its_quota() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let limited = Cgroup::new("limited")?;
+    held_by_quota(&limited, &limited, 1)
+}
+
+#[test]
+fn several_waiters_and_their_quota() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let limited = Cgroup::new("limited")?;
+    held_by_quota(&limited, &limited, 3)
+}
+
+#[test]
+fn more_waiters_than_get_their_turn_between_two_throttlings() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let limited = Cgroup::new("limited")?;
+    held_by_quota(&limited, &limited, 12)
+}
+
+#[test]
+fn the_quota_of_a_group_above() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let limited = Cgroup::new("limited")?;
+    let victim = limited.child("child")?;
+    held_by_quota(&victim, &limited, 1)
+}
+
+/// A quota under way is no neighbour's fault either.
+#[test]
+fn a_throttling_under_way() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let (limited, neighbour) = (Cgroup::new("limited")?, Cgroup::new("neighbour")?);
+    if let Err(why) = limited.set_quota(PERIOD / 10, PERIOD * 10) {
+        return not_run(&format!("no quota here: {why:#}"));
+    }
+    let mut probes = watch(&[])?;
+    let mut loads = [
+        ready(&limited, "burn --for 500 --cpu 1")?,
+        ready(&neighbour, "burn --for 1500 --cpu 1")?,
+    ];
+    let before = probes.read();
+    loads.iter_mut().try_for_each(Load::go)?;
+    let mut after = before.clone();
+    lens_tests::until("it waits", Duration::from_secs(5), || {
+        after = probes.read();
+        between(&before, &after, &limited)
+            .is_ok_and(|g| g.now.waiting > 0 && g.wait_ns > 300_000_000)
+    })?;
+    let seen = between(&before, &after, &limited)?;
+    seen.show("under way");
+    close("row", seen.row(), seen.wait_ns as f64, 1.0);
+    assert!(seen.behind(Holder::Quota) > 0.8 * seen.wait_ns as f64);
+    Ok(())
+}
