@@ -28,13 +28,6 @@ pub struct SchedSlot {
     pub sampled_ns: u64,
     /// The part of `wait_ns` whose pair found no room; of waits that are all walked.
     pub other_ns: u64,
-    /// The same of those short waits that the sample took.
-    pub other_sampled_ns: u64,
-    /// Waits whose end the tracepoint did not tell: counted when the task left the CPU, from what
-    /// the kernel had written down.
-    pub unseen: u64,
-    /// Their length.
-    pub unseen_ns: u64,
     /// Waits that began when the task lost the CPU although it could have gone on.
     pub preempted: u64,
     /// Sleeps that ended, by kind of sleep.
@@ -43,6 +36,13 @@ pub struct SchedSlot {
     pub sleep_ns: [u64; 3],
     /// Lengths of whole waits.
     pub wait_hist: Hist,
+    /// As `other_ns`, of those short waits that the sample took.
+    pub other_sampled_ns: u64,
+    /// Waits whose end the tracepoint did not tell: counted when the task left the CPU, from what
+    /// the kernel had written down.
+    pub unseen: u64,
+    /// Their length.
+    pub unseen_ns: u64,
 }
 
 /// Nobody ran: the CPU was idle.

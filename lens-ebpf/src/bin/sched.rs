@@ -121,11 +121,12 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         let prev_pid: u32 = read(prev, &TASK_PID);
         let next_pid: u32 = read(next, &TASK_PID);
         let now = now_at(if next_pid != 0 { next } else { prev });
-        let Some(runs) = RUN.get_ptr_mut(per_cpu::cpu()) else {
+        let cpu = per_cpu::cpu();
+        let Some(runs) = RUN.get_ptr_mut(cpu) else {
             return 0;
         };
         if (*runs).tid != u64::from(prev_pid) && (*runs).running != 0 {
-            came_unseen(prev, prev_pid, runs, now);
+            came_unseen(prev, prev_pid, runs, &now);
         }
         let mut next_cgroup = BY_IDLE;
         let mut next_is = BY_IDLE;
@@ -147,7 +148,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         if next_pid != 0
             && let Some(slot) = slot_of(next_cgroup)
         {
-            come(next, next_cgroup, slot, runs, now);
+            come(next, next_cgroup, cpu, slot, runs, now);
         }
     }
     0
@@ -168,8 +169,8 @@ unsafe fn holder(task: *const u8, cgroup: u64) -> u64 {
 /// `task` is about to leave the CPU, and nobody saw it come: some kernels do not fire the
 /// tracepoint on every switch. When it came, and how long it had waited, the kernel has written
 /// down.
-#[inline(always)]
-unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: Now) {
+#[inline(never)]
+unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
     // SAFETY: `task` is a program's argument, `runs` and the counters are this CPU's.
     unsafe {
         if tid == 0 {
@@ -219,7 +220,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: Now) {
         (*stats).unseen_ns += wait;
         (*stats).wait_ns += wait;
         waited(stats, whole);
-        booked(task, cgroup, stats, runs, at, wait);
+        booked(task, per_cpu::cpu(), cgroup, stats, runs, at, wait);
     }
 }
 
@@ -399,10 +400,10 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
 
 /// `task` of a watched cgroup comes onto the CPU: its wait ends, and its sleep before that.
 #[inline(always)]
-unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: Now) {
+unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Runs, now: Now) {
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
+        let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot) else {
             return;
         };
         let rec = TASK.get(task, false);
@@ -429,7 +430,7 @@ unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: No
             if elsewhere != 0 {
                 // Queued elsewhere, and moved by a way that does not pass the migration hook.
                 (*stats).wait_ns += elsewhere;
-                book(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
+                book_rarely(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
             }
             came(stats, rec, now.clock, whole);
         }
@@ -438,7 +439,7 @@ unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: No
         }
         (*stats).wait_ns += wait;
         waited(stats, whole);
-        booked(task, cgroup, stats, runs, now, wait);
+        booked(task, cpu, cgroup, stats, runs, now, wait);
     }
 }
 
@@ -446,6 +447,7 @@ unsafe fn come(task: *const u8, cgroup: u64, slot: u32, runs: *mut Runs, now: No
 #[inline(always)]
 unsafe fn booked(
     task: *const u8,
+    cpu: u32,
     victim: u64,
     stats: *mut SchedSlot,
     runs: *const Runs,
@@ -462,7 +464,7 @@ unsafe fn booked(
         let of = Victim {
             cgroup: victim,
             stats,
-            throttled: holes_of(task, per_cpu::cpu(), now, wait),
+            throttled: holes_of(task, cpu, now, wait),
         };
         walk(of, runs, 1, newest, wait);
     }
@@ -646,41 +648,57 @@ struct Walk {
 /// `newest` is the ring's own newest, 0 if it comes after it.
 #[inline(always)]
 unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run, wait: u64) {
-    // SAFETY: the ring's index is masked; the callback is given this very walk.
+    // SAFETY: the ring's index is masked; the pointers are those of the caller.
     unsafe {
+        let queued = newest.end.wrapping_sub(wait);
+        let i = (*runs).head.wrapping_sub(back) & (RUNS as u64 - 1);
+        let before = *(*runs).ring.as_ptr().add(i as usize);
+        let known = before.end != 0 && before.end <= newest.end;
+        if known && before.end <= queued && of.throttled.is_null() {
+            // Most waits are behind one interval.
+            let stolen = stolen(newest, before, wait);
+            book(of.cgroup, of.stats, newest.by, wait.wrapping_sub(stolen), 0);
+            if stolen != 0 {
+                book_rarely(of.cgroup, of.stats, BY_KERNEL, stolen, 0);
+            }
+            return;
+        }
+        let mut exact = u64::MAX;
+        if known && before.end > queued && wait < LONG_WAIT_NS {
+            // By chance, not by count: a count keeps step with a round robin.
+            (*of.stats).sampled_ns += wait;
+            if bpf_get_prandom_u32() & (SHORT_WAIT_SAMPLE - 1) != 0 {
+                return;
+            }
+            exact = 0;
+        }
         let mut walk = Walk {
             of,
             runs,
             run: newest,
-            i: (*runs).head.wrapping_sub(back) & (RUNS as u64 - 1),
-            queued: newest.end.wrapping_sub(wait),
+            i: i + 1,
+            queued,
             upto: newest.end,
-            exact: u64::MAX,
+            exact,
             kernel: 0,
             quota: 0,
         };
-        let before = *(*runs).ring.as_ptr().add(walk.i as usize);
-        if before.end != 0 && before.end <= newest.end {
-            // Most waits are behind one interval.
-            let several = before.end > walk.queued;
-            if several && wait < LONG_WAIT_NS {
-                // By chance, not by count: a count keeps step with a round robin.
-                (*of.stats).sampled_ns += wait;
-                if bpf_get_prandom_u32() & (SHORT_WAIT_SAMPLE - 1) != 0 {
-                    return;
-                }
-                walk.exact = 0;
-            }
-            take(&mut walk, before);
-            if several {
-                bpf_loop(
-                    RUNS as u32 - 2,
-                    further as *mut c_void,
-                    (&raw mut walk).cast::<c_void>(),
-                    0,
-                );
-            }
-        }
+        walk_far(&mut walk);
+    }
+}
+
+/// Books what is behind several intervals, or known to none.
+#[inline(never)]
+unsafe fn walk_far(walk: &mut Walk) {
+    // SAFETY: the callback is given this very walk, whose pointers are those of a caller.
+    unsafe {
+        bpf_loop(
+            (RUNS / STRIDE) as u32 - 1,
+            further as *mut c_void,
+            (&raw mut *walk).cast::<c_void>(),
+            0,
+        );
+        let of = walk.of;
         let forgotten = walk.upto.wrapping_sub(walk.queued);
         for (by, ns) in [
             (BY_UNATTRIBUTED, forgotten),
@@ -688,26 +706,44 @@ unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run, wait: u64)
             (BY_KERNEL, walk.kernel),
         ] {
             if ns != 0 {
-                book(of.cgroup, of.stats, by, ns & walk.exact, ns & !walk.exact);
+                book_rarely(of.cgroup, of.stats, by, ns & walk.exact, ns & !walk.exact);
             }
         }
     }
 }
 
-/// One interval further back. The verifier looks at this once, however long the ring is.
+/// How much of the interval `run` interrupts and a hypervisor took, at most the `ran` of it that
+/// is of interest.
+#[inline(always)]
+fn stolen(run: Run, before: Run, ran: u64) -> u64 {
+    let whole = run.end.wrapping_sub(before.end);
+    let on_cpu = run.task_end.wrapping_sub(before.task_end);
+    flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran)
+}
+
+/// A few intervals further back, as many as are worth a call. The verifier looks at this once,
+/// however long the ring is.
 unsafe extern "C" fn further(_: u64, walk: *mut Walk) -> i64 {
-    // SAFETY: `bpf_loop` hands over what `walk` gave it; the ring's index is masked.
+    // SAFETY: `bpf_loop` hands over what `walk_far` gave it; the ring's index is masked.
     unsafe {
         let walk = &mut *walk;
-        walk.i = walk.i.wrapping_sub(1) & (RUNS as u64 - 1);
-        let before = *(*walk.runs).ring.as_ptr().add(walk.i as usize);
-        if before.end == 0 || before.end > walk.upto {
-            return 1;
+        for _ in 0..STRIDE {
+            walk.i = walk.i.wrapping_sub(1) & (RUNS as u64 - 1);
+            let before = *(*walk.runs).ring.as_ptr().add(walk.i as usize);
+            if before.end == 0 || before.end > walk.upto {
+                return 1;
+            }
+            take(walk, before);
+            if before.end <= walk.queued {
+                return 1;
+            }
         }
-        take(walk, before);
-        i64::from(before.end <= walk.queued)
     }
+    0
 }
+
+/// Intervals looked at in one call.
+const STRIDE: usize = 4;
 
 /// Books the interval looked at, which begins where the one `before` it ends.
 #[inline(always)]
@@ -721,9 +757,7 @@ unsafe fn take(walk: &mut Walk, before: Run) {
             walk.quota += held;
             ran = ran.wrapping_sub(held);
         }
-        let whole = walk.run.end.wrapping_sub(before.end);
-        let on_cpu = walk.run.task_end.wrapping_sub(before.task_end);
-        let stolen = flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran);
+        let stolen = stolen(walk.run, before, ran);
         walk.kernel += stolen;
         ran = ran.wrapping_sub(stolen);
         book(
@@ -756,14 +790,22 @@ unsafe fn overlap(throttled: *const Throttled, from: u64, until: u64) -> u64 {
     }
 }
 
+/// [`book`], where it is not worth a copy of its own.
+#[inline(never)]
+unsafe fn book_rarely(victim: u64, stats: *mut SchedSlot, by: u64, exact: u64, sampled: u64) {
+    // SAFETY: the caller's.
+    unsafe { book(victim, stats, by, exact, sampled) }
+}
+
 /// Adds to the pair (victim, by).
 #[inline(always)]
 unsafe fn book(victim: u64, stats: *mut SchedSlot, by: u64, exact: u64, sampled: u64) {
     let mixed = (victim as u32).wrapping_mul(0x9E37_79B1) ^ (by as u32).wrapping_mul(0x85EB_CA6B);
     let i = mixed >> (32 - PAIRS.trailing_zeros());
+    let block = per_cpu::index(PAIRS, 0);
     let mut k = 0;
     while k < PAIR_PROBES {
-        if let Some(pair) = PAIR.get_ptr_mut(per_cpu::index(PAIRS, (i ^ k) & (PAIRS - 1))) {
+        if let Some(pair) = PAIR.get_ptr_mut(block + ((i ^ k) & (PAIRS - 1))) {
             // SAFETY: this CPU's table.
             unsafe {
                 if (*pair).victim == 0 {
