@@ -81,18 +81,34 @@ pub struct Run {
     pub task_end: u64,
 }
 
-/// The last intervals of one CPU.
+/// The last intervals.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Ring {
+    /// Index of the newest.
+    pub head: u64,
+    /// The intervals.
+    pub runs: [Run; RUNS],
+}
+
+/// Who ran on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// Index of the newest in `ring`.
-    pub head: u64,
-    /// Who has run since the newest ended; 0 before the first switch.
+    /// Who has run since the newest interval ended; 0 before the first switch.
     pub running: u64,
     /// Its thread id.
     pub tid: u64,
-    /// The intervals.
-    pub ring: [Run; RUNS],
+    /// State of a random sequence.
+    pub random: u64,
+    /// Length of the newest interval in `far`.
+    pub stretch_ns: u64,
+    /// Every interval.
+    pub near: Ring,
+    /// The same for longer: intervals that follow closely on one another are one, which is booked
+    /// to one of those that ran, drawn by chance in proportion to how long each did. Where tasks
+    /// run for milliseconds at a time, nothing is drawn.
+    pub far: Ring,
 }
 
 /// When a run queue was throttled by a quota.
@@ -126,8 +142,9 @@ pub struct Throttled {
 }
 
 /// Where the run queue at address `cfs_rq` has its place among `places`, a power of two.
-#[inline(always)]
+#[inline]
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a hash of what is left")]
 pub const fn place_of(cfs_rq: u64, places: u32) -> u32 {
     // Slabs are aligned: the low bits tell nothing apart.
     ((cfs_rq >> 6) as u32).wrapping_mul(0x9E37_79B1) >> (32 - places.trailing_zeros())
@@ -180,7 +197,8 @@ plain!(
     SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,
-    Runs: 24 + 24 * RUNS,
+    Ring: 8 + 24 * RUNS,
+    Runs: 32 + 2 * size_of::<Ring>(),
     Hole: 16,
     Throttled: 56 + 16 * HOLES,
     TaskRec: 40,

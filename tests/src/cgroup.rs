@@ -150,12 +150,9 @@ impl Cgroup {
         Ok(command.spawn()?)
     }
 
-    /// CPU time its processes have had.
-    pub fn usage(&self) -> Result<Duration> {
-        Ok(Duration::from_micros(field(
-            &self.dir().join("cpu.stat"),
-            "usage_usec",
-        )?))
+    /// CPU time its processes have had, in nanoseconds.
+    pub fn usage_ns(&self) -> Result<u64> {
+        Ok(field(&self.dir().join("cpu.stat"), "usage_usec")? * 1000)
     }
 
     /// Its share of a CPU against its siblings'; 100 is what each has.
@@ -187,14 +184,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How often and for how long its quota has held it, over all CPUs.
-    pub fn throttled(&self) -> Result<(u64, Duration)> {
+    /// How often and for how long (in nanoseconds) its quota has held it, over all CPUs.
+    pub fn throttled(&self) -> Result<(u64, u64)> {
         let stat = self.cpu_dir().join("cpu.stat");
         let times = field(&stat, "nr_throttled")?;
         let time = if self.hierarchy.cpu_v1.is_some() {
-            Duration::from_nanos(field(&stat, "throttled_time")?)
+            field(&stat, "throttled_time")?
         } else {
-            Duration::from_micros(field(&stat, "throttled_usec")?)
+            field(&stat, "throttled_usec")? * 1000
         };
         Ok((times, time))
     }

@@ -12,8 +12,8 @@ use lens_common::{
     hist::{BUCKETS, Hist},
     limits::{PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
     sched::{
-        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, Pair, Run, Runs, SchedSlot, Throttled,
-        Waiting, place_of,
+        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, Pair, Ring, Run, Runs, SchedSlot,
+        Throttled, Waiting, place_of,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -453,9 +453,17 @@ fn walk_back(
             end: waiting.now,
             task_end: waiting.task_now,
         };
-        let mut i = usize::try_from(runs.head).unwrap_or_default() & mask;
+        let head = |ring: &Ring| usize::try_from(ring.head).unwrap_or_default() & mask;
+        let near = &runs.near;
+        let ring = if near.runs[(head(near) + 1) & mask].end > queued {
+            // Longer ago than that.
+            &runs.far
+        } else {
+            near
+        };
+        let mut i = head(ring);
         for _ in 0..RUNS - 1 {
-            let before = runs.ring[i];
+            let before = ring.runs[i];
             if before.end == 0 || upto == queued {
                 break;
             }
@@ -521,11 +529,17 @@ mod tests {
                 task_end: *end,
             };
         }
-        Runs {
+        let near = Ring {
             head: intervals.len() as u64 - 1,
+            runs: ring,
+        };
+        Runs {
             running,
             tid: 0,
-            ring,
+            random: 0,
+            stretch_ns: 0,
+            near,
+            far: near,
         }
     }
 

@@ -23,11 +23,14 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use lens_common::{
     hist::{BUCKETS, bucket},
-    limits::{HOLES, LONG_WAIT_NS, PAIR_PROBES, PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
+    limits::{
+        HOLES, LONG_WAIT_NS, PAIR_PROBES, PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, STRETCH_NS,
+        THROTTLED,
+    },
     loss,
     sched::{
-        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, INTERRUPTIBLE, OTHER_STATE, Pair, Run,
-        Runs, SchedSlot, TaskRec, Throttled, UNINTERRUPTIBLE, Waiting, place_of,
+        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, INTERRUPTIBLE, OTHER_STATE, Pair,
+        Ring, Run, Runs, SchedSlot, TaskRec, Throttled, UNINTERRUPTIBLE, Waiting, place_of,
     },
 };
 use lens_ebpf::{
@@ -184,8 +187,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
             return;
         }
         let arrived: u64 = read(task, &TASK_LAST_ARRIVAL);
-        let newest = (*runs).head & (RUNS as u64 - 1);
-        if arrived <= (*(*runs).ring.as_ptr().add(newest as usize)).end {
+        if arrived <= (*newest_of(&raw mut (*runs).near)).end {
             // It was seen, under another id: the main thread's, since it executed a program.
             return;
         }
@@ -344,16 +346,59 @@ unsafe fn ran(runs: *mut Runs, now: Now, next: u64) {
         if by == 0 {
             return;
         }
-        let mut i = (*runs).head & (RUNS as u64 - 1);
-        let mut at = (*runs).ring.as_mut_ptr().add(i as usize);
+        let near = &raw mut (*runs).near;
+        let mut at = newest_of(near);
+        let length = now.clock.wrapping_sub((*at).end);
         if (*at).by != by {
-            i = (i + 1) & (RUNS as u64 - 1);
-            (*runs).head = i;
-            at = (*runs).ring.as_mut_ptr().add(i as usize);
-            (*at).by = by;
+            at = begin(near, by);
         }
         (*at).end = now.clock;
         (*at).task_end = now.task_clock;
+
+        let far = &raw mut (*runs).far;
+        let mut at = newest_of(far);
+        let mut stretch = (*runs).stretch_ns.wrapping_add(length);
+        if (*at).by != by {
+            if length >= STRETCH_NS || stretch.wrapping_sub(length) >= STRETCH_NS {
+                at = begin(far, by);
+                stretch = length;
+            } else {
+                // Both are below 2^22, so this is below 2^54.
+                let random = (*runs)
+                    .random
+                    .wrapping_mul(1_664_525)
+                    .wrapping_add(1_013_904_223);
+                (*runs).random = random;
+                if (random as u32 as u64).wrapping_mul(stretch) >> 32 < length {
+                    (*at).by = by;
+                }
+            }
+        }
+        (*runs).stretch_ns = stretch;
+        (*at).end = now.clock;
+        (*at).task_end = now.task_clock;
+    }
+}
+
+/// The newest interval.
+#[inline(always)]
+unsafe fn newest_of(ring: *mut Ring) -> *mut Run {
+    // SAFETY: a ring that the caller knows, the index masked.
+    unsafe {
+        let i = (*ring).head & (RUNS as u64 - 1);
+        (&raw mut (*ring).runs).cast::<Run>().add(i as usize)
+    }
+}
+
+/// Begins an interval that is booked to `by`.
+#[inline(always)]
+unsafe fn begin(ring: *mut Ring, by: u64) -> *mut Run {
+    // SAFETY: as above.
+    unsafe {
+        (*ring).head = ((*ring).head + 1) & (RUNS as u64 - 1);
+        let at = newest_of(ring);
+        (*at).by = by;
+        at
     }
 }
 
@@ -459,8 +504,7 @@ unsafe fn booked(
     }
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let head = (*runs).head & (RUNS as u64 - 1);
-        let newest = *(*runs).ring.as_ptr().add(head as usize);
+        let newest = *newest_of((&raw const (*runs).near).cast_mut());
         let of = Victim {
             cgroup: victim,
             stats,
@@ -630,7 +674,7 @@ struct Victim {
 /// A wait that is being walked back.
 struct Walk {
     of: Victim,
-    runs: *const Runs,
+    ring: *const Ring,
     /// The interval looked at.
     run: Run,
     /// Index of the one before it.
@@ -651,8 +695,9 @@ unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run, wait: u64)
     // SAFETY: the ring's index is masked; the pointers are those of the caller.
     unsafe {
         let queued = newest.end.wrapping_sub(wait);
-        let i = (*runs).head.wrapping_sub(back) & (RUNS as u64 - 1);
-        let before = *(*runs).ring.as_ptr().add(i as usize);
+        let mut ring = &raw const (*runs).near;
+        let mut i = (*ring).head.wrapping_sub(back) & (RUNS as u64 - 1);
+        let before = *(*ring).runs.as_ptr().add(i as usize);
         let known = before.end != 0 && before.end <= newest.end;
         if known && before.end <= queued && of.throttled.is_null() {
             // Most waits are behind one interval.
@@ -672,10 +717,20 @@ unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run, wait: u64)
             }
             exact = 0;
         }
+        let mut run = newest;
+        let oldest = ((*ring).head + 1) & (RUNS as u64 - 1);
+        if (*(*ring).runs.as_ptr().add(oldest as usize)).end > queued {
+            // Longer ago than that.
+            ring = &raw const (*runs).far;
+            i = (*ring).head.wrapping_sub(back) & (RUNS as u64 - 1);
+            if back != 0 {
+                run = *newest_of(ring.cast_mut());
+            }
+        }
         let mut walk = Walk {
             of,
-            runs,
-            run: newest,
+            ring,
+            run,
             i: i + 1,
             queued,
             upto: newest.end,
@@ -729,7 +784,7 @@ unsafe extern "C" fn further(_: u64, walk: *mut Walk) -> i64 {
         let walk = &mut *walk;
         for _ in 0..STRIDE {
             walk.i = walk.i.wrapping_sub(1) & (RUNS as u64 - 1);
-            let before = *(*walk.runs).ring.as_ptr().add(walk.i as usize);
+            let before = *(*walk.ring).runs.as_ptr().add(walk.i as usize);
             if before.end == 0 || before.end > walk.upto {
                 return 1;
             }

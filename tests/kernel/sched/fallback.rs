@@ -29,6 +29,7 @@ fn without_the_kernels_books_the_totals_are_the_same() -> Result<()> {
         // and where the task that leaves was preempted also that one's next.
         let waits = truth.waits / 100 + 2 * truth.unseen;
         assert!(seen.waits.abs_diff(truth.waits) <= waits);
+        assert!(seen.preempted.abs_diff(truth.preempted) <= waits);
         let ns = truth.wait_ns / 100 + 2 * truth.unseen_ns;
         assert!(seen.wait_ns.abs_diff(truth.wait_ns) <= ns);
         close("row", seen.row(), seen.wait_ns as f64, 1.0);

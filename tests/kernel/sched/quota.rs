@@ -10,21 +10,21 @@ use super::{between, close, ready, watch};
 
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Reads while `limited` runs, once it has been throttled for `at_least` longer: the kernel tells
+/// Reads while `limited` runs, once it has been throttled for `at_least_ns` longer: the kernel tells
 /// of a throttling when it has ended, so only then the truth is known.
 fn after_a_throttling(
     probes: &mut Probes,
     limited: &Cgroup,
-    at_least: Duration,
-) -> Result<(KernelReading, (u64, Duration))> {
+    at_least_ns: u64,
+) -> Result<(KernelReading, (u64, u64))> {
     let begin = limited.throttled()?;
     let mut last = begin;
     let mut seen = None;
-    until("a throttling ends", Duration::from_secs(8), || {
+    until("a throttling ends", Duration::from_secs(5), || {
         let Ok(now) = limited.throttled() else {
             return false;
         };
-        let ended = now.1 > last.1 && now.1 - begin.1 > at_least;
+        let ended = now.1 > last.1 && now.1 - begin.1 > at_least_ns;
         last = now;
         if ended {
             let reading = probes.read();
@@ -36,32 +36,32 @@ fn after_a_throttling(
     seen.context("no reading")
 }
 
-/// Lets `waiters` threads burn in `victim`, which `limited` holds to a fifth of a CPU, beside a
+/// Lets `waiters` threads burn in `victim`, which `limited` holds to a tenth of a CPU, beside a
 /// neighbour; the quota's part of their wait against what the kernel says of the quota.
 fn held_by_quota(victim: &Cgroup, limited: &Cgroup, waiters: u32) -> Result<()> {
     let neighbour = Cgroup::new("neighbour")?;
-    if let Err(why) = limited.set_quota(PERIOD / 5, PERIOD) {
+    if let Err(why) = limited.set_quota(PERIOD / 10, PERIOD) {
         return not_run(&format!("no quota here: {why:#}"));
     }
     let mut probes = watch(&[])?;
     let mut loads = [
         ready(
             victim,
-            &format!("burn --for 4000 --cpu 1 --threads {waiters}"),
+            &format!("burn --for 5000 --cpu 1 --threads {waiters}"),
         )?,
-        ready(&neighbour, "burn --for 4500 --cpu 1")?,
+        ready(&neighbour, "burn --for 5500 --cpu 1")?,
     ];
     let (start, waited) = (probes.read(), loads[0].waited()?);
     loads.iter_mut().try_for_each(Load::go)?;
-    let (before, then) = after_a_throttling(&mut probes, limited, PERIOD)?;
-    let (after, now) = after_a_throttling(&mut probes, limited, PERIOD * 20)?;
+    let (before, then) = after_a_throttling(&mut probes, limited, 100_000_000)?;
+    let (after, now) = after_a_throttling(&mut probes, limited, 1_000_000_000)?;
     let seen = between(&before, &after, victim)?;
     seen.show(&format!(
         "{waiters} waiters, throttled {} times",
         now.0 - then.0
     ));
     close("row", seen.row(), seen.wait_ns as f64, 1.0);
-    let truth = f64::from(waiters) * (now.1 - then.1).as_nanos() as f64;
+    let truth = f64::from(waiters) * (now.1 - then.1) as f64;
     close("quota", seen.behind(Holder::Quota), truth, 1.0);
     for load in &mut loads {
         load.report()?;

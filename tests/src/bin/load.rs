@@ -229,7 +229,7 @@ fn thread(work: &Work, hands: Option<Hands>, stages: &Barrier) -> Result<Value> 
     Ok(json!({
         "tid": rustix::thread::gettid().as_raw_nonzero().get(),
         "rounds": rounds,
-        "cpu_ns": (after.0 - before.0).as_nanos(),
+        "cpu_ns": after.0.saturating_sub(before.0).as_nanos(),
         "wait_ns": after.1[0] - before.1[0],
         "waits": after.1[1] - before.1[1],
     }))
