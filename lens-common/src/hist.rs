@@ -10,6 +10,10 @@ pub type Hist = [u64; BUCKETS];
 /// The bucket of `value`, always below [`BUCKETS`].
 ///
 /// Without a loop and without a count-leading-zeros instruction, which the BPF machine lacks.
+#[expect(
+    clippy::inline_always,
+    reason = "a call costs a BPF program more than the work"
+)]
 #[inline(always)]
 #[must_use]
 pub const fn bucket(value: u64) -> usize {

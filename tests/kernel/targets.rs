@@ -22,8 +22,7 @@ fn watch(globs: &[&str]) -> Result<Probes> {
         &Config {
             globs: Globs::new(globs)?,
             only: vec!["sched".to_owned()],
-            without: Vec::new(),
-            force_fallback: false,
+            ..Config::default()
         },
     )?)
 }

@@ -1,5 +1,7 @@
 //! What the built binary does for somebody who isn't root.
 
+mod aimock;
+
 use lens_tests::lens;
 
 #[test]

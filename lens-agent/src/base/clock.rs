@@ -7,9 +7,10 @@ use std::{
 };
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// One instant on both clocks: the wall's for people, the monotonic one for arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment {
     /// `CLOCK_MONOTONIC`, since boot; the kernel side stamps its records with it too.
     pub mono: Duration,

@@ -67,6 +67,11 @@ pub struct Metric {
     pub kind: Kind,
     /// The direction that can be bad.
     pub bad: Bad,
+    /// Whether a high value is somebody's suffering (waiting, failing), not somebody's use.
+    pub suffering: bool,
+    /// A level that is not normal on any host: the borrowed baseline while nothing better is
+    /// known.
+    pub never_normal: Option<f64>,
     /// Changes below this are never an anomaly, whatever the baseline: the size from which a
     /// person would care, in the metric's unit.
     pub floor: f64,
@@ -88,6 +93,8 @@ pub const fn gauge(
         kind: Kind::Gauge,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
     }
 }
@@ -106,6 +113,8 @@ pub const fn rate(
         kind: Kind::Rate,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
     }
 }
@@ -124,6 +133,18 @@ pub const fn quantile(
         kind: Kind::Quantile,
         bad,
         floor,
+        suffering: false,
+        never_normal: None,
         help,
+    }
+}
+
+impl Metric {
+    /// Marks it as somebody's suffering, which is not normal at `level` on any host.
+    #[must_use]
+    pub const fn suffering(mut self, level: f64) -> Self {
+        self.suffering = true;
+        self.never_normal = Some(level);
+        self
     }
 }

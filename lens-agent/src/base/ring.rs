@@ -29,6 +29,13 @@ impl<T> Ring<T> {
         gone
     }
 
+    /// Drops from the oldest on while `gone` says so.
+    pub fn drop_oldest_while(&mut self, gone: impl Fn(&T) -> bool) {
+        while self.items.front().is_some_and(&gone) {
+            self.items.pop_front();
+        }
+    }
+
     /// Oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.items.iter()

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Iter, Program},
+    programs::{
+        Iter, Program,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
 };
 use lens_common::{limits, loss};
 
@@ -90,7 +93,7 @@ fn without_trace(text: &str) -> String {
 
 /// An object to be loaded.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     object: &'static str,
     bytes: &'static [u8],
     types: &'a KernelTypes,
@@ -102,7 +105,7 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Begins with what every object has: its losses, by CPU.
-    pub fn new(
+    pub(super) fn new(
         object: &'static str,
         bytes: &'static [u8],
         types: &'a KernelTypes,
@@ -122,13 +125,13 @@ impl<'a> Plan<'a> {
     }
 
     /// Sets a constant.
-    pub fn constant(&mut self, name: &'static str, value: u32) -> &mut Self {
+    pub(super) fn constant(&mut self, name: &'static str, value: u32) -> &mut Self {
         self.constants.push((name, value));
         self
     }
 
     /// Sets a constant to the offset of a member.
-    pub fn offset(
+    pub(super) fn offset(
         &mut self,
         name: &'static str,
         structure: &'static str,
@@ -142,20 +145,20 @@ impl<'a> Plan<'a> {
     }
 
     /// Gives the array `map` a block of `block` entries for each CPU.
-    pub fn per_cpu(&mut self, map: &'static str, block: u32) -> &mut Self {
+    pub(super) fn per_cpu(&mut self, map: &'static str, block: u32) -> &mut Self {
         let cpus = u32::try_from(self.cpus).unwrap_or(u32::MAX);
         self.sizes.push((map, block.saturating_mul(cpus)));
         self
     }
 
     /// Shares `map` with other objects.
-    pub fn share(&mut self, map: &'static str, pins: &Pins) -> &mut Self {
+    pub(super) fn share(&mut self, map: &'static str, pins: &Pins) -> &mut Self {
         self.pins.push((map, pins.path(map)));
         self
     }
 
     /// Hands the object to the kernel; attaches nothing.
-    pub fn load(&self) -> Result<Object, ObjectError> {
+    pub(super) fn load(&self) -> Result<Object, ObjectError> {
         if self.bytes.is_empty() {
             return Err(ObjectError::Empty);
         }
@@ -257,6 +260,32 @@ impl Object {
         Ok(path)
     }
 
+    /// Runs the `perf_event` program `program` at every `event` on the CPUs that are online now.
+    pub fn attach_to_every(
+        &mut self,
+        program: &'static str,
+        event: SoftwareEvent,
+    ) -> Result<(), ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::PerfEvent(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such event program".to_owned()));
+        };
+        found.load().map_err(|why| refused(chain(&why)))?;
+        let cpus =
+            aya::util::online_cpus().map_err(|(file, why)| refused(format!("{file}: {why}")))?;
+        for cpu in cpus {
+            found
+                .attach(
+                    PerfEventConfig::Software(event),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(1),
+                    false,
+                )
+                .map_err(|why| refused(chain(&why)))?;
+        }
+        Ok(())
+    }
+
     /// Maps an array that has a block of `block` entries for each CPU.
     pub fn mapped<T: lens_common::Plain>(
         &self,
@@ -291,14 +320,14 @@ impl Object {
 
 /// The losses of one object, by CPU.
 #[derive(Debug)]
-pub struct Losses {
+pub(super) struct Losses {
     object: &'static str,
     counters: Mapped<loss::Counter>,
 }
 
 impl Losses {
     /// Maps the object's loss counters.
-    pub fn of(object: &Object) -> Result<Self, ObjectError> {
+    pub(super) fn of(object: &Object) -> Result<Self, ObjectError> {
         let counters = object.mapped("LOSS", loss::COUNTERS)?;
         Ok(Self {
             object: object.name,
@@ -307,7 +336,7 @@ impl Losses {
     }
 
     /// Losses of kind `what` so far, over all CPUs.
-    pub fn count(&self, what: u32) -> u64 {
+    pub(super) fn count(&self, what: u32) -> u64 {
         (0..self.counters.cpus())
             .filter_map(|cpu| self.counters.get(cpu, what as usize))
             .map(|n| n.0)
@@ -315,7 +344,7 @@ impl Losses {
     }
 
     /// All losses so far, by `object.map`; those that are 0 are left out.
-    pub fn all(&self) -> Vec<(String, u64)> {
+    pub(super) fn all(&self) -> Vec<(String, u64)> {
         loss::NAMES
             .iter()
             .map(|(what, name)| (format!("{}.{name}", self.object), self.count(*what)))
@@ -325,7 +354,7 @@ impl Losses {
 }
 
 /// How many CPUs the kernel's per-CPU blocks are made for.
-pub fn possible_cpus() -> std::io::Result<usize> {
+pub(super) fn possible_cpus() -> std::io::Result<usize> {
     aya::util::nr_cpus()
         .map_err(|(file, why)| std::io::Error::new(why.kind(), format!("{file}: {why}")))
 }

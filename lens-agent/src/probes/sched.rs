@@ -145,7 +145,7 @@ impl Sched {
             ("RQ_CLOCK", "rq", "clock"),
             ("RQ_CLOCK_TASK", "rq", "clock_task"),
         ];
-        let mut has_sched_info = !setup.force_fallback;
+        let mut has_sched_info = !setup.config.force_fallback;
         for (name, structure, field) in optional {
             let offset = types.offset(structure, field);
             has_sched_info &= offset.is_some();

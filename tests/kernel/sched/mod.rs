@@ -38,8 +38,8 @@ fn watch_as(globs: &[&str], force_fallback: bool) -> Result<Probes> {
     let config = Config {
         globs: Globs::new(globs)?,
         only: vec!["sched".to_owned()],
-        without: Vec::new(),
         force_fallback,
+        ..Config::default()
     };
     let probes = Probes::start(&watched, &config)?;
     ensure!(probes.refused().is_empty(), "{:?}", probes.refused());

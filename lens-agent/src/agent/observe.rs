@@ -1,0 +1,330 @@
+//! The stages that read: the kernel's counters, then the host's files.
+
+use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio_util::sync::CancellationToken;
+
+use super::{StartError, own::OwnClock};
+use crate::{
+    api::{Api, ProbeState, ProbeStatus, ProgramStatus, TargetStatus},
+    base::{
+        clock::{Clock, Moment},
+        quality::Quality,
+    },
+    host::{self, Cgroup, HostReader},
+    probes::{self, KernelReading, Probes, ProgramCost, lifecycle::AbnormalExit},
+    skills::{OwnCost, Sample},
+    telemetry::{Event, Telemetry},
+};
+
+/// Readings that may wait for a stage.
+pub(super) const QUEUE: usize = 4;
+/// How often a waiting stage looks whether it is to end.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// Calls `take` for everything that comes, until `token` is cancelled.
+pub(super) fn each<T>(token: &CancellationToken, from: &Receiver<T>, mut take: impl FnMut(T)) {
+    while !token.is_cancelled() {
+        match from.recv_timeout(GLANCE) {
+            Ok(item) => take(item),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Calls `read` every `interval`, on a grid: one that comes late moves none after it.
+pub(super) fn on_time(
+    token: &CancellationToken,
+    interval: Duration,
+    clock: &dyn Clock,
+    mut read: impl FnMut(Moment),
+) {
+    let mut next = clock.now().mono;
+    while !token.is_cancelled() {
+        let now = clock.now();
+        let left = next.saturating_sub(now.mono);
+        if !left.is_zero() {
+            std::thread::park_timeout(left.min(GLANCE));
+            continue;
+        }
+        read(now);
+        next += interval;
+        if next < now.mono {
+            // Too late for more than one: what is missed is not made up for.
+            next = now.mono + interval;
+        }
+    }
+}
+
+/// The hierarchy whose cgroups are targets.
+pub(crate) fn watched(reader: &HostReader) -> Result<probes::Watched, StartError> {
+    let hierarchy = reader.hierarchy().ok_or(StartError::NoCgroups)?;
+    let mount = hierarchy.watched_mount().ok_or(StartError::NoCgroups)?;
+    let root: PathBuf = reader.root().path(&mount.dir);
+    match &hierarchy.watched {
+        host::Watched::V2 => Ok(probes::Watched {
+            root,
+            v1: None,
+            id: 0,
+        }),
+        host::Watched::V1(controller) => {
+            let id = v1_id(reader, controller).ok_or(StartError::NoCgroups)?;
+            Ok(probes::Watched {
+                root,
+                v1: Some(controller.clone()),
+                id,
+            })
+        }
+    }
+}
+
+/// The kernel's number of a v1 hierarchy: the first field of its line in `/proc/self/cgroup`.
+fn v1_id(reader: &HostReader, controller: &str) -> Option<u32> {
+    let lines = fs::read_to_string(reader.root().path("/proc/self/cgroup")).ok()?;
+    lines.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (id, controllers) = (fields.next()?, fields.next()?);
+        controllers
+            .split(',')
+            .any(|c| c == controller)
+            .then(|| id.parse().ok())?
+    })
+}
+
+/// Reads the probes.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    probes: Probes,
+    api: Api,
+    telemetry: Telemetry,
+    last: Option<(Moment, Costs)>,
+    lost: Quality,
+    own: OwnClock,
+}
+
+/// What each probe's programs have cost.
+type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
+
+/// A reading of the kernel, and what the agent itself has cost.
+#[derive(Debug)]
+pub(super) struct Reading {
+    at: Moment,
+    kernel: KernelReading,
+    own: OwnCost,
+}
+
+impl Kernel {
+    pub(super) fn new(probes: Probes, api: Api, telemetry: Telemetry) -> Self {
+        let own = OwnClock::default();
+        Self {
+            probes,
+            api,
+            telemetry,
+            last: None,
+            lost: Quality::default(),
+            own,
+        }
+    }
+
+    pub(super) fn read(&mut self, now: Moment) -> Reading {
+        let kernel = self.probes.read();
+        for (map, n) in &kernel.quality.lost {
+            let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
+            if *n > before {
+                let n = *n - before;
+                self.telemetry.emit(Event::EventsLost {
+                    map: map.clone(),
+                    n,
+                });
+            }
+        }
+        let targets = kernel.targets.iter();
+        self.api.put_targets(
+            targets
+                .map(|(id, path)| TargetStatus {
+                    path: path.clone(),
+                    id: *id,
+                })
+                .collect(),
+        );
+        let own = self.show_probes(now);
+        Reading {
+            at: now,
+            kernel,
+            own,
+        }
+    }
+
+    fn show_probes(&mut self, now: Moment) -> OwnCost {
+        let costs = self.probes.costs();
+        let elapsed = self
+            .last
+            .as_ref()
+            .map(|(at, _)| now.since(at))
+            .unwrap_or_default();
+        let mut kernel_percent = 0.0;
+        let mut shown = Vec::new();
+        for definition in probes::REGISTRY {
+            let refused = self
+                .probes
+                .refused()
+                .iter()
+                .find(|r| r.probe == definition.name);
+            let of = |costs: &Costs| {
+                let own = costs.iter().find(|(name, _)| *name == definition.name);
+                own.map(|(_, costs)| costs.clone()).unwrap_or_default()
+            };
+            let before = self
+                .last
+                .as_ref()
+                .map(|(_, costs)| of(costs))
+                .unwrap_or_default();
+            let programs: Vec<ProgramStatus> = of(&costs)
+                .into_iter()
+                .map(|now| {
+                    let then = before.iter().find(|b| b.program == now.program);
+                    program(now, then, elapsed)
+                })
+                .collect();
+            kernel_percent += programs.iter().map(|p| p.cpu_percent).sum::<f64>();
+            let state = if refused.is_some() {
+                ProbeState::Refused
+            } else if self.probes.running().any(|p| p == definition.name) {
+                ProbeState::Attached
+            } else {
+                ProbeState::Off
+            };
+            shown.push(ProbeStatus {
+                name: definition.name.to_owned(),
+                title: definition.title.to_owned(),
+                state,
+                why: refused.map(|r| r.why.to_string()),
+                blind: definition.blind.to_owned(),
+                programs,
+            });
+        }
+        self.last = Some((now, costs));
+        self.api.put_probes(shown);
+        let mut cost = self.own.cost(now);
+        cost.kernel_cpu_percent = kernel_percent;
+        self.api.update_status(|status| status.cost = cost);
+        cost
+    }
+}
+
+fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> ProgramStatus {
+    let ns = elapsed.as_nanos() as f64;
+    let runs = now.runs.saturating_sub(then.map_or(0, |t| t.runs)) as f64;
+    let run_ns = now.run_ns.saturating_sub(then.map_or(0, |t| t.run_ns)) as f64;
+    let over = |amount: f64| {
+        if ns > 0.0 && then.is_some() {
+            amount / ns
+        } else {
+            0.0
+        }
+    };
+    ProgramStatus {
+        name: now.program,
+        runs: now.runs,
+        runs_per_sec: over(runs * 1e9),
+        ns_per_run: (runs > 0.0).then(|| run_ns / runs),
+        cpu_percent: over(run_ns * 100.0),
+        verified_instructions: now.verified,
+    }
+}
+
+/// Reads the host's files for what the kernel reading is about.
+#[derive(Debug)]
+pub(super) struct Host {
+    look: Look,
+    telemetry: Telemetry,
+}
+
+impl Host {
+    pub(super) fn new(reader: HostReader, telemetry: Telemetry) -> Self {
+        Self {
+            look: Look::new(reader),
+            telemetry,
+        }
+    }
+
+    pub(super) fn read(&mut self, reading: Reading) -> Arc<Sample> {
+        let sample = self
+            .look
+            .complete(reading.kernel, reading.at, Some(reading.own));
+        for missing in &sample.host.quality.missing {
+            let (source, why) = (missing.probe.clone(), missing.why.clone());
+            self.telemetry.emit(Event::ReadFailed { source, why });
+        }
+        sample
+    }
+}
+
+/// Completes kernel readings to samples.
+#[derive(Debug)]
+pub(crate) struct Look {
+    reader: HostReader,
+    /// Abnormal exits of the last minute, with the reading that brought them.
+    abnormal: VecDeque<(Moment, AbnormalExit)>,
+}
+
+/// How long an abnormal exit is remembered, and how many are.
+const ABNORMAL: Duration = Duration::from_mins(1);
+const ABNORMAL_MOST: usize = 1024;
+
+impl Look {
+    pub(crate) fn new(reader: HostReader) -> Self {
+        Self {
+            reader,
+            abnormal: VecDeque::new(),
+        }
+    }
+
+    /// Reads everything once.
+    pub(crate) fn sample(&mut self, probes: &mut Probes, now: Moment) -> Arc<Sample> {
+        let kernel = probes.read();
+        self.complete(kernel, now, None)
+    }
+
+    fn complete(&mut self, kernel: KernelReading, at: Moment, own: Option<OwnCost>) -> Arc<Sample> {
+        let mount = self
+            .reader
+            .hierarchy()
+            .and_then(|h| h.watched_mount())
+            .cloned();
+        let dir_of = |path: &str| mount.as_ref().and_then(|m| m.dir_of(path));
+        let targets: Vec<Cgroup> = kernel
+            .targets
+            .iter()
+            .filter_map(|(id, path)| {
+                let dir = dir_of(path)?;
+                Some(Cgroup {
+                    path: path.clone(),
+                    id: *id,
+                    dir,
+                })
+            })
+            .collect();
+        let host = self.reader.read(&targets, at);
+        let exits = kernel.lifecycle.iter().flat_map(|l| &l.abnormal);
+        self.abnormal.extend(exits.map(|exit| (at, exit.clone())));
+        while self.abnormal.len() > ABNORMAL_MOST
+            || self
+                .abnormal
+                .front()
+                .is_some_and(|(seen, _)| at.since(seen) > ABNORMAL)
+        {
+            self.abnormal.pop_front();
+        }
+        let abnormal = self.abnormal.iter().map(|(_, exit)| exit.clone()).collect();
+        Arc::new(Sample {
+            at,
+            kernel,
+            host,
+            abnormal,
+            own,
+        })
+    }
+}

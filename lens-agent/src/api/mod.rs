@@ -1,0 +1,213 @@
+//! The one view of the running agent that everything outside sees it by.
+//!
+//! The agent writes into it, the outputs read from it. Its JSON shapes are a promise.
+
+mod view;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use jiff::Timestamp;
+
+pub use self::view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus};
+use crate::{
+    anomaly::Incident,
+    base::{
+        scope::Scope,
+        snapshot::{Snapshot, SnapshotId},
+    },
+    history::{History, Tick},
+    investigate::Insight,
+    skills,
+    supervise::{Node, Supervisor},
+    telemetry::{CounterValue, Telemetry},
+};
+
+/// Incidents and insights kept in memory; older ones are in the store.
+const KEPT: usize = 1000;
+
+/// The view. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Api(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    telemetry: Telemetry,
+    supervisor: Supervisor,
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    incidents: BTreeMap<Arc<str>, (Timestamp, Incident)>,
+    insights: BTreeMap<Arc<str>, Insight>,
+    history: History,
+    status: Status,
+    probes: Vec<ProbeStatus>,
+    targets: Vec<TargetStatus>,
+}
+
+impl Api {
+    /// Empty, and not ready.
+    pub fn new(telemetry: Telemetry, supervisor: Supervisor) -> Self {
+        Self(Arc::new(Inner {
+            telemetry,
+            supervisor,
+            state: RwLock::default(),
+        }))
+    }
+
+    // What the agent writes.
+
+    /// Takes in a new or changed incident.
+    pub fn put_incident(&self, incident: Incident, changed_at: Timestamp) {
+        let incidents = &mut self.write().incidents;
+        incidents.insert(incident.id.clone(), (changed_at, incident));
+        while incidents.len() > KEPT {
+            incidents.pop_first();
+        }
+    }
+
+    /// Takes in a new insight.
+    pub fn put_insight(&self, insight: Insight) {
+        let insights = &mut self.write().insights;
+        insights.insert(insight.id.clone(), insight);
+        while insights.len() > KEPT {
+            insights.pop_first();
+        }
+    }
+
+    /// Takes in a tick.
+    pub fn put_tick(&self, tick: Arc<Tick>) {
+        self.write().history.push(tick);
+    }
+
+    /// Changes what is shown of how the agent is.
+    pub fn update_status(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.write().status);
+    }
+
+    /// Takes in how the probes are.
+    pub fn put_probes(&self, probes: Vec<ProbeStatus>) {
+        self.write().probes = probes;
+    }
+
+    /// Takes in which cgroups are watched.
+    pub fn put_targets(&self, targets: Vec<TargetStatus>) {
+        self.write().targets = targets;
+    }
+
+    // What everybody reads.
+
+    /// Incidents that changed at `since` or later, newest first.
+    pub fn incidents(&self, since: Option<Timestamp>) -> Vec<Incident> {
+        let state = self.read();
+        let changed = state.incidents.values().rev();
+        let of_time = changed.filter(|(at, _)| since.is_none_or(|since| *at >= since));
+        of_time.map(|(_, incident)| incident.clone()).collect()
+    }
+
+    /// Insights said at `since` or later, newest first; with `all` also those superseded.
+    pub fn insights(&self, since: Option<Timestamp>, all: bool) -> Vec<Insight> {
+        let state = self.read();
+        newest_insights(state.insights.values().cloned().collect(), since, all)
+    }
+
+    /// One insight.
+    pub fn insight(&self, id: &str) -> Option<Insight> {
+        self.read().insights.get(id).cloned()
+    }
+
+    /// One snapshot of the last half hour.
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<Snapshot> {
+        self.read().history.get(id)
+    }
+
+    /// The newest snapshots, of this scope only if one is given.
+    pub fn snapshots(&self, scope: Option<&Scope>) -> Vec<Snapshot> {
+        let state = self.read();
+        let Some(newest) = state.history.newest() else {
+            return Vec::new();
+        };
+        newest
+            .snapshots()
+            .filter(|s| scope.is_none_or(|scope| s.scope == *scope))
+            .cloned()
+            .collect()
+    }
+
+    /// The uncompressed ticks, oldest first.
+    pub fn ticks(&self) -> Vec<Arc<Tick>> {
+        self.read().history.recent().cloned().collect()
+    }
+
+    /// Ticks of the history, and the bytes of the compressed ones.
+    pub fn history_size(&self) -> (usize, usize) {
+        self.read().history.size()
+    }
+
+    /// How the agent is.
+    pub fn status(&self) -> Status {
+        self.read().status.clone()
+    }
+
+    /// How the probes are.
+    pub fn probes(&self) -> Vec<ProbeStatus> {
+        self.read().probes.clone()
+    }
+
+    /// Which cgroups are watched.
+    pub fn targets(&self) -> Vec<TargetStatus> {
+        self.read().targets.clone()
+    }
+
+    /// The supervision tree.
+    pub fn tree(&self) -> Node {
+        self.0.supervisor.tree()
+    }
+
+    /// The agent's counters.
+    pub fn counters(&self) -> Vec<CounterValue> {
+        self.0.telemetry.counters()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of `insights`, those said at `since` or later, newest first; without `all` only the last of
+/// each chain of superseding ones.
+pub fn newest_insights(
+    mut insights: Vec<Insight>,
+    since: Option<Timestamp>,
+    all: bool,
+) -> Vec<Insight> {
+    if !all {
+        let superseded: std::collections::BTreeSet<Arc<str>> = insights
+            .iter()
+            .filter_map(|i| i.supersedes.clone())
+            .collect();
+        insights.retain(|i| !superseded.contains(&i.id));
+    }
+    insights.retain(|i| since.is_none_or(|since| i.created_at >= since));
+    insights.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(b.id.cmp(&a.id)));
+    insights
+}
+
+/// Every skill, as it is listed.
+pub fn skill_infos() -> Vec<SkillInfo> {
+    let info = |skill: &&'static dyn skills::Skill| SkillInfo {
+        id: skill.id(),
+        title: skill.title(),
+        description: skill.description(),
+        metrics: skill.metrics(),
+    };
+    skills::REGISTRY.iter().map(info).collect()
+}

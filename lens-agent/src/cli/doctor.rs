@@ -1,0 +1,160 @@
+//! `lens doctor`: what works on this kernel.
+
+use super::{Outcome, Trouble, out::Out, run::need_root};
+use crate::{
+    agent,
+    config::Settings,
+    host::{self, HostReader, Root},
+    probes::{self, Globs, Probes},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, serde::Serialize)]
+struct Check {
+    /// What.
+    name: String,
+    /// Whether it is as it should be.
+    ok: bool,
+    /// What was found.
+    found: String,
+    /// What cannot be diagnosed without it.
+    costs: Option<String>,
+}
+
+impl Check {
+    fn new(name: &str, found: Result<String, String>, costs: &str) -> Self {
+        let ok = found.is_ok();
+        let costs = (!ok).then(|| costs.to_owned());
+        let found = match found {
+            Ok(found) | Err(found) => found,
+        };
+        Self {
+            name: name.to_owned(),
+            ok,
+            found,
+            costs,
+        }
+    }
+}
+
+impl Doctor {
+    pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let checks = checks();
+        if self.json {
+            out.json(&checks)?;
+        } else {
+            for check in &checks {
+                let mark = if check.ok { "ok    " } else { "FAILED" };
+                out.line(format!("{mark}  {}: {}", check.name, check.found))?;
+                if let Some(costs) = &check.costs {
+                    out.line(format!("        without it: {costs}"))?;
+                }
+            }
+        }
+        let fine = checks.iter().all(|c| c.ok);
+        Ok(if fine {
+            Outcome::Fine
+        } else {
+            Outcome::Finding
+        })
+    }
+}
+
+fn checks() -> Vec<Check> {
+    let config = Settings::from_file(None).and_then(Settings::resolve);
+    let config = config
+        .map(|_| "valid, or absent".to_owned())
+        .map_err(|why| why.to_string());
+    let mut checks = vec![Check::new(
+        "configuration",
+        config,
+        "`lens run` does not start",
+    )];
+    let root = need_root()
+        .map(|()| "yes".to_owned())
+        .map_err(|why| why.to_string());
+    let is_root = root.is_ok();
+    checks.push(Check::new(
+        "root",
+        root,
+        "everything that is counted in the kernel",
+    ));
+    let reader = HostReader::new(Root::default());
+    let watched = reader.map_err(|why| why.to_string()).and_then(|reader| {
+        let watched = agent::watched(&reader).map_err(|why| why.to_string())?;
+        Ok((watched, describe(&reader)))
+    });
+    let found = watched
+        .as_ref()
+        .map(|(_, text)| text.clone())
+        .map_err(Clone::clone);
+    checks.push(Check::new("cgroups", found, "whose waiting it is"));
+    if let (Ok((watched, _)), true) = (watched, is_root) {
+        programs(&watched, &mut checks);
+    }
+    checks
+}
+
+fn describe(reader: &HostReader) -> String {
+    let Some(hierarchy) = reader.hierarchy() else {
+        return "none".to_owned();
+    };
+    let v1: Vec<&str> = hierarchy.v1.keys().map(String::as_str).collect();
+    let watched = match &hierarchy.watched {
+        host::Watched::V2 => "v2".to_owned(),
+        host::Watched::V1(controller) => format!("v1 {controller}"),
+    };
+    if v1.is_empty() {
+        format!("watching {watched}")
+    } else {
+        format!("watching {watched}; on v1: {}", v1.join(", "))
+    }
+}
+
+fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
+    let config = probes::Config::default();
+    let probes = match Probes::start(watched, &config) {
+        Ok(probes) => probes,
+        Err(why) => {
+            let blind = "everything that is counted in the kernel";
+            checks.push(Check::new("kernel programs", Err(why.to_string()), blind));
+            return;
+        }
+    };
+    let costs = probes.costs();
+    for definition in probes::REGISTRY {
+        let refused = probes.refused().iter().find(|r| r.probe == definition.name);
+        let found = match refused {
+            Some(refusal) => Err(refusal.why.to_string()),
+            None => Ok(attached(definition.name, &costs)),
+        };
+        checks.push(Check::new(
+            &format!("probe {}", definition.name),
+            found,
+            definition.blind,
+        ));
+    }
+}
+
+fn attached(probe: &str, costs: &[(&'static str, Vec<probes::ProgramCost>)]) -> String {
+    let programs = costs
+        .iter()
+        .filter(|(name, _)| *name == probe)
+        .flat_map(|(_, c)| c);
+    let told: Vec<String> = programs
+        .filter_map(|p| {
+            Some(format!(
+                "{} ({} instructions verified)",
+                p.program, p.verified?
+            ))
+        })
+        .collect();
+    format!("attached: {}", told.join(", "))
+}

@@ -1,0 +1,192 @@
+//! Lists: `lens skills`, `probes`, `targets`, `config`, `agent`.
+
+use std::path::PathBuf;
+
+use super::{
+    Outcome, Trouble,
+    ask::Ask,
+    out::{Out, number},
+};
+use crate::{
+    api::{ProbeState, ProbeStatus, TargetStatus, skill_infos},
+    config::Settings,
+    supervise::Node,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Skills {
+    /// Only this one, with all it measures
+    skill: Option<String>,
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Skills {
+    pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let mut infos = skill_infos();
+        if let Some(id) = &self.skill {
+            infos.retain(|s| s.id == id);
+            if infos.is_empty() {
+                return Err(Trouble::Usage(format!(
+                    "there is no skill `{id}`; see `lens skills`"
+                )));
+            }
+        }
+        if self.json {
+            out.json(&infos)?;
+        } else if self.skill.is_some() {
+            for skill in infos {
+                out.line(format!(
+                    "{}: {}\n\n{}\n",
+                    skill.id, skill.title, skill.description
+                ))?;
+                let rows = skill
+                    .metrics
+                    .iter()
+                    .map(|m| vec![m.name.to_owned(), m.help.to_owned()]);
+                out.table(&["metric", "meaning"], rows.collect())?;
+            }
+        } else {
+            let row = |s: crate::api::SkillInfo| {
+                vec![
+                    s.id.to_owned(),
+                    s.metrics.len().to_string(),
+                    s.title.to_owned(),
+                ]
+            };
+            out.table(
+                &["skill", "metrics", "title"],
+                infos.into_iter().map(row).collect(),
+            )?;
+        }
+        Ok(Outcome::Fine)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Probes {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+impl Probes {
+    pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let probes: Vec<ProbeStatus> = self.ask.agent().await?.get("probes", &[]).await?;
+        if self.json {
+            out.json(&probes)?;
+            return Ok(Outcome::Fine);
+        }
+        let mut rows = Vec::new();
+        for probe in &probes {
+            let state = match probe.state {
+                ProbeState::Attached => "attached".to_owned(),
+                ProbeState::Refused => format!("refused: {}", probe.why.as_deref().unwrap_or("?")),
+                ProbeState::Off => "off".to_owned(),
+            };
+            rows.push(vec![
+                probe.name.clone(),
+                state,
+                String::new(),
+                String::new(),
+                String::new(),
+            ]);
+            for program in &probe.programs {
+                rows.push(vec![
+                    format!("  {}", program.name),
+                    String::new(),
+                    number(program.runs_per_sec),
+                    program.ns_per_run.map_or_else(String::new, number),
+                    number(program.cpu_percent),
+                ]);
+            }
+        }
+        out.table(&["probe", "state", "runs/s", "ns/run", "cpu %"], rows)?;
+        Ok(Outcome::Fine)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Targets {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+impl Targets {
+    pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let targets: Vec<TargetStatus> = self.ask.agent().await?.get("targets", &[]).await?;
+        if self.json {
+            out.json(&targets)?;
+        } else {
+            let row = |t: TargetStatus| vec![t.path.to_string(), t.id.to_string()];
+            out.table(&["cgroup", "id"], targets.into_iter().map(row).collect())?;
+        }
+        Ok(Outcome::Fine)
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Whether the settings make sense
+    Check {
+        /// The file
+        #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
+        config: Option<PathBuf>,
+    },
+}
+
+impl ConfigCommand {
+    pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let Self::Check { config } = self;
+        Settings::from_file(config.as_deref())?.resolve()?;
+        out.line("the settings make sense")?;
+        Ok(Outcome::Fine)
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum AgentCommand {
+    /// The supervision tree
+    Tree {
+        /// JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+impl AgentCommand {
+    pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
+        let Self::Tree { json, ask } = self;
+        let tree: Node = ask.agent().await?.get("tree", &[]).await?;
+        if json {
+            out.json(&tree)?;
+        } else {
+            show(out, &tree, 0)?;
+        }
+        Ok(Outcome::Fine)
+    }
+}
+
+fn show(out: &mut Out, node: &Node, depth: usize) -> Result<(), Trouble> {
+    let state = serde_json::to_string(&node.state).unwrap_or_default();
+    let failure = node
+        .last_failure
+        .as_ref()
+        .map_or_else(String::new, |f| format!("  last: {}", f.why));
+    let (indent, state) = ("  ".repeat(depth), state.trim_matches('"'));
+    out.line(format!(
+        "{indent}{}  {state}  restarts {}{failure}",
+        node.name, node.restarts
+    ))?;
+    node.children
+        .iter()
+        .try_for_each(|child| show(out, child, depth + 1))
+}

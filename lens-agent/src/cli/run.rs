@@ -1,0 +1,124 @@
+//! `lens run`: the agent.
+
+use std::{io::IsTerminal as _, path::PathBuf};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Outcome, Trouble, out::Out};
+use crate::{
+    agent::{Agent, Prepared},
+    api::{Api, ProbeState},
+    config::Settings,
+    telemetry::Event,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// Settings [default: /etc/lens/lens.toml, if it exists]
+    #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// An error unless the process may load programs into the kernel.
+pub(super) fn need_root() -> Result<(), Trouble> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let command: Vec<String> = std::env::args().collect();
+    Err(Trouble::NotRoot(command.join(" ")))
+}
+
+impl Run {
+    /// What must happen while the process has one thread.
+    pub(super) fn prepare(self) -> Result<Prepared, Trouble> {
+        let below = Settings::from_file(self.config.as_deref())?;
+        let config = self.settings.over(below).resolve()?;
+        need_root()?;
+        log();
+        Ok(Prepared::new(config)?)
+    }
+
+    /// Runs until a signal says otherwise.
+    pub(super) async fn run(prepared: Prepared, out: &mut Out) -> Result<Outcome, Trouble> {
+        let agent = Agent::start(prepared)?;
+        let mut events = agent.telemetry.subscribe();
+        let api = agent.api.clone();
+        let url = format!("http://{}", agent.listening);
+        let stop = CancellationToken::new();
+        let mut running = std::pin::pin!(agent.run_until(stop.clone()));
+        let mut terminate = signal(SignalKind::terminate()).map_err(Trouble::Runtime)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Trouble::Runtime)?;
+        let mut told = false;
+        let mut look = tokio::time::interval(std::time::Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                () = &mut running => return Ok(Outcome::Fine),
+                _ = terminate.recv() => stop.cancel(),
+                _ = interrupt.recv() => stop.cancel(),
+                _ = look.tick(), if !told => {
+                    if api.status().ready {
+                        told = true;
+                        greet(out, &api, &url)?;
+                    }
+                }
+                event = events.recv() => {
+                    // Lagging behind costs lines on the screen, nothing else.
+                    if let Ok(event) = event
+                        && let Event::InsightProduced { id, .. } = &*event
+                        && let Some(insight) = api.insight(id)
+                    {
+                        out.line(format!("{}  {}", insight.created_at, insight.summary))?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What one sees first.
+fn greet(out: &mut Out, api: &Api, url: &str) -> Result<(), Trouble> {
+    let status = api.status();
+    let probes = api.probes();
+    let names = |state| {
+        let of_state = probes.iter().filter(|p| p.state == state);
+        of_state
+            .map(|p| p.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    out.line(format!("lens {}", env!("CARGO_PKG_VERSION")))?;
+    out.line(format!("  probes   {}", names(ProbeState::Attached)))?;
+    let refused = names(ProbeState::Refused);
+    if !refused.is_empty() {
+        out.line(format!("  refused  {refused} (`lens doctor` says why)"))?;
+    }
+    out.line(format!("  targets  {} cgroups", status.targets))?;
+    let cost = status.cost;
+    out.line(format!(
+        "  cost     agent {:.2} % of a CPU, kernel programs {:.2} %, {} MiB",
+        cost.agent_cpu_percent,
+        cost.kernel_cpu_percent,
+        cost.rss_bytes >> 20
+    ))?;
+    out.line(format!(
+        "  learned  {:.0} % of {} series; until then they are judged by borrowed baselines",
+        100.0 * status.learned,
+        status.series
+    ))?;
+    out.line(format!("  url      {url}"))
+}
+
+/// The log goes to stderr; `RUST_LOG` chooses, warnings and the agent's own notes by default.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,lens_agent=info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second subscriber in one process is a test's affair.
+    let _ = log.try_init();
+}

@@ -1,0 +1,180 @@
+//! When an answer is told: one investigation of each open incident a tick, and an insight when
+//! two ticks in a row agree, or when the first has been waited for long enough.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    actor::actor,
+    case::Case,
+    claim::Kind,
+    insight::{Insight, Tokens, Verdict},
+    offline::{self, Answer},
+};
+use crate::{
+    anomaly::{Detector, Incident, Severity},
+    base::{clock::Moment, scope::Scope},
+    history::Tick,
+    skills::Sample,
+};
+
+/// The first answer is told at the latest this long after the incident was opened.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer that says the same replaces an earlier one when it is this much more confident.
+const BETTER: f64 = 0.1;
+/// A victim whose throughput fell below this part of what is normal makes an incident critical.
+const THROUGHPUT: f64 = 0.5;
+
+#[derive(Debug, Default)]
+struct Watch {
+    last: Option<Answer>,
+    told: Option<(Answer, Arc<str>)>,
+    made: u32,
+}
+
+/// The open investigations.
+#[derive(Debug, Default)]
+pub struct Desk {
+    watches: BTreeMap<Arc<str>, Watch>,
+}
+
+impl Desk {
+    /// Investigates an incident that was anomalous at the newest of `ticks`; an insight if there
+    /// is something new to tell.
+    pub fn look(
+        &mut self,
+        incident: &Incident,
+        onset: Moment,
+        ticks: &[Arc<Tick>],
+        detector: &Detector,
+        sample: &Sample,
+        now: Moment,
+    ) -> Option<(Insight, Severity)> {
+        let case = Case::new(incident, onset, ticks, detector)?;
+        let watch = self.watches.entry(incident.id.clone()).or_default();
+        let answer = offline::investigate(&case, watch.last.as_ref());
+        let agreed = watch.last.as_ref().is_some_and(|last| last.agrees(&answer));
+        watch.last = Some(answer.clone());
+        let opened = incident.reopened_at.unwrap_or(incident.opened_at);
+        let waited = now.wall.duration_since(opened).unsigned_abs() >= PATIENCE;
+        let new = match &watch.told {
+            None if answer.verdict == Verdict::Cause => agreed || waited,
+            None => waited,
+            Some((told, _)) if told.agrees(&answer) => {
+                answer.confidence >= told.confidence + BETTER
+            }
+            Some((told, _)) => {
+                agreed
+                    && answer.verdict == Verdict::Cause
+                    && (told.verdict != Verdict::Cause || answer.confidence > told.confidence)
+            }
+        };
+        if !new {
+            return None;
+        }
+        watch.made += 1;
+        let id: Arc<str> = format!("{}-{}", incident.id, watch.made).into();
+        let supersedes = watch
+            .told
+            .replace((answer.clone(), id.clone()))
+            .map(|(_, id)| id);
+        let severity = severity(&case, &answer);
+        Some((
+            tell(incident, id, supersedes, answer, sample, now),
+            severity,
+        ))
+    }
+
+    /// The newest answer about an incident.
+    pub fn answer(&self, incident: &str) -> Option<&Answer> {
+        self.watches.get(incident)?.last.as_ref()
+    }
+
+    /// Forgets incidents that are over.
+    pub fn retain(&mut self, open: impl Fn(&str) -> bool) {
+        self.watches.retain(|id, _| open(id));
+    }
+}
+
+fn severity(case: &Case<'_>, answer: &Answer) -> Severity {
+    let lost = |scope: &Scope| {
+        let now = case.value(scope, "syscalls_per_sec");
+        let normal = case.normal(scope, "syscalls_per_sec");
+        matches!((now, normal), (Some(now), Some(normal)) if now < THROUGHPUT * normal.median)
+    };
+    if answer.victims.iter().any(lost) {
+        Severity::Critical
+    } else if answer.victims.is_empty() {
+        Severity::Info
+    } else {
+        Severity::Warning
+    }
+}
+
+fn tell(
+    incident: &Incident,
+    id: Arc<str>,
+    supersedes: Option<Arc<str>>,
+    answer: Answer,
+    sample: &Sample,
+    now: Moment,
+) -> Insight {
+    let culprit = answer
+        .culprit
+        .as_ref()
+        .and_then(|c| actor(c, answer.category, sample));
+    let victims = answer
+        .victims
+        .iter()
+        .filter_map(|v| actor(v, answer.category, sample))
+        .collect();
+    let summary = summary(
+        incident,
+        &answer,
+        culprit.as_ref().and_then(|c| c.comm.as_deref()),
+    );
+    Insight {
+        id,
+        incident: incident.id.clone(),
+        supersedes,
+        opened_at: incident.reopened_at.unwrap_or(incident.opened_at),
+        created_at: now.wall,
+        verdict: answer.verdict,
+        category: answer.category,
+        summary,
+        culprit,
+        victims,
+        correlation: answer.correlation(),
+        claims: answer.claims,
+        hypotheses: answer.hypotheses,
+        next_steps: answer.next_steps,
+        confidence: answer.confidence,
+        quality: answer.quality,
+        strategy: offline::NAME.to_owned(),
+        provider: None,
+        model: None,
+        tokens: Tokens::default(),
+        cost_usd: 0.0,
+        duration_ms: 0,
+    }
+}
+
+/// Two sentences, made of claims that hold.
+fn summary(incident: &Incident, answer: &Answer, comm: Option<&str>) -> String {
+    if answer.verdict != Verdict::Cause {
+        let worst = incident.series.first();
+        let what = worst.map_or_else(String::new, |s| {
+            format!("{} of {} left its range. ", s.metric, s.scope)
+        });
+        return format!("{what}No explanation holds against what was counted.");
+    }
+    let of = |kinds: &[Kind]| answer.claims.iter().find(|c| kinds.contains(&c.kind));
+    let first = of(&[Kind::Pair])
+        .or_else(|| of(&[Kind::Change]))
+        .map_or("", |c| c.text.as_str());
+    let who = match (&answer.culprit, comm) {
+        (Some(culprit), Some(comm)) => format!("{comm} in {culprit}"),
+        (Some(culprit), None) => culprit.to_string(),
+        (None, _) => "nobody in particular".to_owned(),
+    };
+    format!("{first} Behind it: {who} ({}).", answer.category)
+}

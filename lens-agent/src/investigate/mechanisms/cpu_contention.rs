@@ -1,0 +1,111 @@
+//! Waits for a CPU that another holds.
+//!
+//! Told from its neighbours: under its own quota a cgroup waits as well, but behind nobody
+//! (`cpu_throttling`); eight spinners wait for one another, which is their own affair. So it takes
+//! a victim whose waits behind *others* rose, and one other cgroup that held the CPU for a good
+//! part of them, more than it did before.
+
+use super::{Mechanism, Proposal};
+use crate::{
+    base::{scope::Scope, snapshot::By},
+    investigate::{case::Case, category::Category, claim::Statement},
+};
+
+#[derive(Debug)]
+pub(super) struct CpuContention;
+
+/// A victim's waits behind others.
+pub(super) const WAIT: &str = "runq_wait_others_ms_per_sec";
+/// The part of them that makes a culprit: the largest of several may still be most of it.
+const CULPRIT: f64 = 0.4;
+/// The part that makes a victim one of this culprit's.
+const SAME: f64 = 0.3;
+
+impl Mechanism for CpuContention {
+    fn category(&self) -> Category {
+        Category::CpuContention
+    }
+
+    fn propose(&self, case: &Case<'_>) -> Vec<Proposal> {
+        let mut victims: Vec<(&Scope, f64)> = case
+            .anomalous(WAIT)
+            .filter(|scope| **scope != Scope::Host)
+            .filter_map(|scope| Some((scope, case.value(scope, WAIT)?)))
+            .collect();
+        // The root cgroup holds whatever nobody has put anywhere: a service is told first.
+        let is_root = |scope: &Scope| scope.path() == Some("/");
+        victims.sort_by(|a, b| is_root(a.0).cmp(&is_root(b.0)).then(b.1.total_cmp(&a.1)));
+        let mut proposals: Vec<Proposal> = Vec::new();
+        for (victim, _) in &victims {
+            let Some((culprit, _)) = case.causers(victim, WAIT).into_iter().next() else {
+                continue;
+            };
+            let culprit = Scope::Cgroup(culprit);
+            if proposals
+                .iter()
+                .any(|p| p.culprit.as_ref() == Some(&culprit))
+            {
+                continue;
+            }
+            let by = By::Cgroup(culprit.path().unwrap_or_default().into());
+            let also = victims.iter().filter(|(scope, waited)| {
+                scope != victim
+                    && **scope != culprit
+                    && case
+                        .newest
+                        .pair(scope, WAIT, &by)
+                        .is_some_and(|held| held >= SAME * waited)
+            });
+            let mut all = vec![(*victim).clone()];
+            all.extend(also.map(|(scope, _)| (*scope).clone()));
+            let mut supporting = vec![
+                Statement::Rose {
+                    scope: culprit.clone(),
+                    metric: "cpu_ms_per_sec",
+                },
+                Statement::Normal {
+                    scope: (*victim).clone(),
+                    metric: "runq_wait_quota_ms_per_sec",
+                },
+                Statement::Share {
+                    scope: culprit.clone(),
+                    metric: "cpu_ms_per_sec",
+                    least: 0.3,
+                },
+            ];
+            supporting.extend(all.iter().skip(1).map(|scope| Statement::Caused {
+                victim: scope.clone(),
+                metric: WAIT,
+                by: by.clone(),
+                least: SAME,
+            }));
+            proposals.push(Proposal {
+                category: self.category(),
+                required: vec![
+                    Statement::Rose {
+                        scope: (*victim).clone(),
+                        metric: WAIT,
+                    },
+                    Statement::Caused {
+                        victim: (*victim).clone(),
+                        metric: WAIT,
+                        by,
+                        least: CULPRIT,
+                    },
+                ],
+                supporting,
+                next_steps: vec![
+                    format!(
+                        "Give {culprit} a lower CPU weight or a quota, or move it to other CPUs."
+                    ),
+                    format!(
+                        "If {culprit} is meant to have the CPU, give {victim} a higher weight."
+                    ),
+                ],
+                culprit: Some(culprit),
+                victims: all,
+            });
+        }
+        proposals
+    }
+}

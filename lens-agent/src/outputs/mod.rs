@@ -1,0 +1,3 @@
+//! Everything that shows the agent to the outside.
+
+pub mod http;
