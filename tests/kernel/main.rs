@@ -7,4 +7,8 @@ mod memory;
 #[cfg(test)]
 mod objects;
 #[cfg(test)]
+mod sched;
+#[cfg(test)]
 mod syscalls;
+#[cfg(test)]
+mod targets;
