@@ -70,7 +70,7 @@ impl Run {
                         && let Event::InsightProduced { id, .. } = &*event
                         && let Some(insight) = api.insight(id)
                     {
-                        out.line(format!("{}  {}", insight.created_at, insight.summary))?;
+                        out.line(format!("{:.0}  {}", insight.created_at, insight.summary))?;
                     }
                 }
             }
