@@ -11,7 +11,14 @@ use std::{
 };
 
 /// One ELF each; the names of the binaries in lens-ebpf/src/bin.
-const OBJECTS: &[&str] = &["targets", "sched"];
+const OBJECTS: &[&str] = &[
+    "targets",
+    "sched",
+    "syscalls",
+    "memory",
+    "faultstacks",
+    "lifecycle",
+];
 
 const TARGET: &str = "bpfel-unknown-none";
 const RUSTFLAGS: &[&str] = &[

@@ -6,9 +6,12 @@
 #![no_std]
 
 pub mod hist;
+pub mod lifecycle;
 pub mod limits;
 pub mod loss;
+pub mod memory;
 pub mod sched;
+pub mod syscalls;
 pub mod target;
 
 /// A type whose every bit pattern is a value and that has no padding.

@@ -6,6 +6,8 @@ pub const MAX_TARGETS: u32 = 512;
 pub const SLOTS: u32 = MAX_TARGETS + 1;
 /// Cgroups that the table of targets can name, those that share slot 0 included.
 pub const TARGET_NAMES: u32 = 8192;
+/// Cgroups a CPU whose slot an object remembers; a power of two.
+pub const NEAR: u32 = 64;
 /// Victim-aggressor pairs a CPU; a power of two.
 pub const PAIRS: u32 = 4096;
 /// Places tried for a pair before its time goes to the victim's `other`.
@@ -20,3 +22,30 @@ pub const HOLES: usize = 4;
 pub const LONG_WAIT_NS: u64 = 1_000_000;
 /// Of shorter waits behind several others, one in this many does; a power of two.
 pub const SHORT_WAIT_SAMPLE: u32 = 8;
+
+/// (cgroup, system call) places a CPU; a power of two.
+pub const CALLS: u32 = 4096;
+/// (cgroup, system call) places a CPU for latencies; a power of two.
+pub const TIMES: u32 = 2048;
+/// (cgroup, system call, errno) places a CPU; a power of two.
+pub const ERRNOS: u32 = 2048;
+/// Places tried in each of these tables; a power of two.
+pub const CALL_PROBES: u32 = 8;
+/// Groups of tasks by thread id, to tell whether a call of one is being timed; a power of two.
+pub const TIMED_TASKS: u32 = 4096;
+
+/// Address spaces whose resident pages are known.
+pub const SPACES: u32 = 16_384;
+/// Distinct user stacks of sampled page faults.
+pub const FAULT_STACKS: u32 = 1024;
+/// (cgroup, process, stack) of sampled page faults.
+pub const FAULT_SAMPLES: u32 = 2048;
+
+/// Tasks a CPU that are known for having forked; a power of two.
+pub const FORKERS: u32 = 512;
+/// Places tried for one of them; a power of two.
+pub const FORKER_PROBES: u32 = 8;
+/// Multi-threaded processes that ended a moment ago.
+pub const ENDED: u32 = 1024;
+/// Bytes for records of abnormal exits that nobody has read yet.
+pub const EXIT_BYTES: u32 = 64 * 1024;

@@ -1,7 +1,7 @@
 //! What found no room, by map: each object counts in an array of its own, one block a CPU.
 
 /// Counters a CPU in each object.
-pub const COUNTERS: u32 = 8;
+pub const COUNTERS: u32 = 16;
 
 /// A task whose record could not be made: its sleep or the migration of its wait is not seen.
 pub const TASKS: u32 = 0;
@@ -14,6 +14,18 @@ pub const THROTTLED: u32 = 2;
 pub const TARGETS: u32 = 3;
 /// A record that found no room in a ring buffer.
 pub const EVENTS: u32 = 4;
+/// A system call that is counted in its cgroup's `other` only.
+pub const CALLS: u32 = 5;
+/// A measured latency of a system call.
+pub const TIMES: u32 = 6;
+/// A failed system call whose errno is not known.
+pub const ERRNOS: u32 = 7;
+/// A new address space whose resident pages are not counted.
+pub const SPACES: u32 = 8;
+/// A process that forked, forgotten for one that did so since.
+pub const FORKERS: u32 = 9;
+/// A sampled page fault whose stack could not be kept.
+pub const STACKS: u32 = 10;
 
 /// One counter.
 #[repr(transparent)]
@@ -29,4 +41,10 @@ pub const NAMES: &[(u32, &str)] = &[
     (THROTTLED, "throttled"),
     (TARGETS, "targets"),
     (EVENTS, "events"),
+    (CALLS, "calls"),
+    (TIMES, "times"),
+    (ERRNOS, "errnos"),
+    (SPACES, "spaces"),
+    (FORKERS, "forkers"),
+    (STACKS, "stacks"),
 ];

@@ -37,7 +37,20 @@ pub struct CgroupEvent {
     pub path: [u8; PATH],
 }
 
-plain!(Target: 4 + 4, CgroupEvent: 8 + 4 + 4 + PATH);
+/// What one CPU remembers of the table of targets, so as not to ask it at each event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Near {
+    /// The cgroup's id; 0 is a free place.
+    pub cgroup: u64,
+    /// Its slot, or [`NOT_WATCHED`].
+    pub slot: u64,
+}
+
+/// The cgroup is not watched.
+pub const NOT_WATCHED: u64 = u64::MAX;
+
+plain!(Near: 16, Target: 4 + 4, CgroupEvent: 8 + 4 + 4 + PATH);
 
 impl Target {
     /// As one number, the way a map from u64 to u64 holds it.

@@ -9,11 +9,20 @@
 //! - Counters lie in one block a CPU ([`per_cpu`]); no program writes another CPU's block.
 #![no_std]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::inline_always,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
+pub mod atomic;
 pub mod field;
 pub mod flat;
 pub mod loss;
+pub mod near;
 pub mod per_cpu;
 pub mod target;
 pub mod task;

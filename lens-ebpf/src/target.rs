@@ -63,5 +63,5 @@ pub unsafe fn id_of(cgroup: *const u8) -> u64 {
 #[inline(always)]
 pub fn slot_of(id: u64) -> Option<u32> {
     // SAFETY: entries are never written in place but replaced, and the pointer is read at once.
-    TARGETS.get_ptr(&id).map(|t| unsafe { (*t).slot })
+    TARGETS.get_ptr(id).map(|t| unsafe { (*t).slot })
 }

@@ -1,12 +1,51 @@
-//! What the suites share.
+//! What the suites share: cgroups of a test's own ([`cgroup`]), and waiting for something to become
+//! true.
+
+pub mod cgroup;
 
 use std::{
     env,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use lens_agent::base::clock::{Clock as _, SystemClock};
+
+/// Says, past the capture of test output, that something could not be tested here; with
+/// `LENS_TESTS_MUST_RUN=1` that is a failure.
+pub fn not_run(why: &str) -> Result<()> {
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("a test");
+    if env::var_os("LENS_TESTS_MUST_RUN").is_some_and(|v| v == "1") {
+        bail!("{test} cannot run: {why}");
+    }
+    writeln!(std::io::stderr(), "NOT RUN: {test} ({why})")?;
+    Ok(())
+}
+
+/// Whether this is root; says so if it isn't.
+pub fn root_or_say_not_run() -> Result<bool> {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        not_run("not root")?;
+    }
+    Ok(is_root)
+}
+
+/// Waits until `condition` holds, and fails when it still does not after `limit`.
+pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = SystemClock.now();
+    while !condition() {
+        if SystemClock.now().since(&start) > limit {
+            bail!("{what}: not within {limit:?}");
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    Ok(())
+}
 
 /// The built binary: the one that `LENS_BIN` names, else the one in the target folder.
 pub fn lens() -> Result<Command> {

@@ -1,6 +1,6 @@
 //! The stages that read: the kernel's counters, then the host's files.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio_util::sync::CancellationToken;
@@ -13,8 +13,8 @@ use crate::{
         quality::Quality,
     },
     host::{self, Cgroup, HostReader},
-    probes::{self, KernelReading, Probes, ProgramCost},
-    skills::Sample,
+    probes::{self, KernelReading, Probes, ProgramCost, lifecycle::AbnormalExit},
+    skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
 };
 
@@ -25,7 +25,6 @@ const GLANCE: Duration = Duration::from_millis(200);
 
 /// Calls `take` for everything that comes, until `token` is cancelled.
 pub(super) fn each<T>(token: &CancellationToken, from: &Receiver<T>, mut take: impl FnMut(T)) {
-    own_weight();
     while !token.is_cancelled() {
         match from.recv_timeout(GLANCE) {
             Ok(item) => take(item),
@@ -42,7 +41,6 @@ pub(super) fn on_time(
     clock: &dyn Clock,
     mut read: impl FnMut(Moment),
 ) {
-    own_weight();
     let mut next = clock.now().mono;
     while !token.is_cancelled() {
         let now = clock.now();
@@ -57,17 +55,6 @@ pub(super) fn on_time(
             // Too late for more than one: what is missed is not made up for.
             next = now.mono + interval;
         }
-    }
-}
-
-/// Beside a greedy neighbour the agent would starve as its victims do: its threads get the most
-/// weight that a normal task can have. They sleep nearly all the time.
-fn own_weight() {
-    // SAFETY: takes numbers only; 0 is the calling thread.
-    #[expect(unsafe_code, reason = "no safe wrapper for the niceness of one thread")]
-    let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-    if set != 0 {
-        tracing::warn!("cannot raise the agent's weight: readings may come late on a busy host");
     }
 }
 
@@ -125,6 +112,7 @@ type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
 pub(super) struct Reading {
     at: Moment,
     kernel: KernelReading,
+    own: OwnCost,
 }
 
 impl Kernel {
@@ -161,11 +149,15 @@ impl Kernel {
                 })
                 .collect(),
         );
-        self.show_probes(now);
-        Reading { at: now, kernel }
+        let own = self.show_probes(now);
+        Reading {
+            at: now,
+            kernel,
+            own,
+        }
     }
 
-    fn show_probes(&mut self, now: Moment) {
+    fn show_probes(&mut self, now: Moment) -> OwnCost {
         let costs = self.probes.costs();
         let elapsed = self
             .last
@@ -218,6 +210,7 @@ impl Kernel {
         let mut cost = self.own.cost(now);
         cost.kernel_cpu_percent = kernel_percent;
         self.api.update_status(|status| status.cost = cost);
+        cost
     }
 }
 
@@ -259,7 +252,9 @@ impl Host {
     }
 
     pub(super) fn read(&mut self, reading: Reading) -> Arc<Sample> {
-        let sample = self.look.complete(reading.kernel, reading.at);
+        let sample = self
+            .look
+            .complete(reading.kernel, reading.at, Some(reading.own));
         for missing in &sample.host.quality.missing {
             let (source, why) = (missing.probe.clone(), missing.why.clone());
             self.telemetry.emit(Event::ReadFailed { source, why });
@@ -272,20 +267,29 @@ impl Host {
 #[derive(Debug)]
 pub(crate) struct Look {
     reader: HostReader,
+    /// Abnormal exits of the last minute, with the reading that brought them.
+    abnormal: VecDeque<(Moment, AbnormalExit)>,
 }
+
+/// How long an abnormal exit is remembered, and how many are.
+const ABNORMAL: Duration = Duration::from_mins(1);
+const ABNORMAL_MOST: usize = 1024;
 
 impl Look {
     pub(crate) fn new(reader: HostReader) -> Self {
-        Self { reader }
+        Self {
+            reader,
+            abnormal: VecDeque::new(),
+        }
     }
 
     /// Reads everything once.
     pub(crate) fn sample(&mut self, probes: &mut Probes, now: Moment) -> Arc<Sample> {
         let kernel = probes.read();
-        self.complete(kernel, now)
+        self.complete(kernel, now, None)
     }
 
-    fn complete(&mut self, kernel: KernelReading, at: Moment) -> Arc<Sample> {
+    fn complete(&mut self, kernel: KernelReading, at: Moment, own: Option<OwnCost>) -> Arc<Sample> {
         let mount = self
             .reader
             .hierarchy()
@@ -305,6 +309,23 @@ impl Look {
             })
             .collect();
         let host = self.reader.read(&targets, at);
-        Arc::new(Sample { at, kernel, host })
+        let exits = kernel.lifecycle.iter().flat_map(|l| &l.abnormal);
+        self.abnormal.extend(exits.map(|exit| (at, exit.clone())));
+        while self.abnormal.len() > ABNORMAL_MOST
+            || self
+                .abnormal
+                .front()
+                .is_some_and(|(seen, _)| at.since(seen) > ABNORMAL)
+        {
+            self.abnormal.pop_front();
+        }
+        let abnormal = self.abnormal.iter().map(|(_, exit)| exit.clone()).collect();
+        Arc::new(Sample {
+            at,
+            kernel,
+            host,
+            abnormal,
+            own,
+        })
     }
 }

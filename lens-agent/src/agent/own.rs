@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{api::OwnCost, base::clock::Moment};
+use crate::{base::clock::Moment, skills::OwnCost};
 
 /// CPU time of this process between two looks.
 #[derive(Debug, Default)]

@@ -110,6 +110,50 @@ pub struct Kept {
     pub at: Timestamp,
 }
 
+/// What is normal for whom.
+pub trait Ranges: std::fmt::Debug {
+    /// The definition of a metric.
+    fn metric(&self, name: &str) -> Option<&'static Metric>;
+    /// What is normal for `metric` in `scope`, and whose range that is.
+    fn expected(&self, scope: &Scope, metric: &str, now: Moment) -> Option<(Expected, Source)>;
+}
+
+/// The ranges of one moment, for an investigation that goes on while the detector learns.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    metrics: HashMap<&'static str, &'static Metric>,
+    ranges: BTreeMap<SeriesKey, (Expected, Source)>,
+}
+
+impl Ranges for Frozen {
+    fn metric(&self, name: &str) -> Option<&'static Metric> {
+        self.metrics.get(name).copied()
+    }
+
+    fn expected(&self, scope: &Scope, metric: &str, _: Moment) -> Option<(Expected, Source)> {
+        let key = SeriesKey {
+            scope: scope.clone(),
+            metric: metric.into(),
+        };
+        self.ranges.get(&key).copied()
+    }
+}
+
+impl Ranges for Detector {
+    fn metric(&self, name: &str) -> Option<&'static Metric> {
+        self.metrics.get(name).copied()
+    }
+
+    fn expected(&self, scope: &Scope, metric: &str, now: Moment) -> Option<(Expected, Source)> {
+        let key = SeriesKey {
+            scope: scope.clone(),
+            metric: metric.into(),
+        };
+        let series = self.series.get(&key)?;
+        self.range(&key, series, now)
+    }
+}
+
 impl Detector {
     /// Knows the metrics of all skills.
     pub fn new(config: Config, metrics: impl IntoIterator<Item = &'static Metric>) -> Self {
@@ -144,9 +188,16 @@ impl Detector {
         own.collect()
     }
 
-    /// The definition of a metric.
-    pub fn metric(&self, name: &str) -> Option<&'static Metric> {
-        self.metrics.get(name).copied()
+    /// All ranges as they are now.
+    pub fn freeze(&self, now: Moment) -> Frozen {
+        let of = |(key, series): (&SeriesKey, &Series)| {
+            Some((key.clone(), self.range(key, series, now)?))
+        };
+        let ranges = self.series.iter().filter_map(of).collect();
+        Frozen {
+            metrics: self.metrics.clone(),
+            ranges,
+        }
     }
 
     /// How many series there are, and how many found no room.
@@ -161,16 +212,6 @@ impl Detector {
         }
         let own = self.series.values().filter(|s| self.is_own(s, now)).count();
         own as f64 / self.series.len() as f64
-    }
-
-    /// What is normal for `metric` in `scope`, and whose range that is.
-    pub fn expected(&self, scope: &Scope, metric: &str, now: Moment) -> Option<(Expected, Source)> {
-        let key = SeriesKey {
-            scope: scope.clone(),
-            metric: metric.into(),
-        };
-        let series = self.series.get(&key)?;
-        self.range(&key, series, now)
     }
 
     /// Judges every series of `tick` and learns from those that are normal. Returns what is an

@@ -6,6 +6,6 @@ mod incident;
 
 pub use self::{
     baseline::{Baseline, Expected},
-    detector::{Anomaly, Config, Detector, Kept, Source},
+    detector::{Anomaly, Config, Detector, Frozen, Kept, Ranges, Source},
     incident::{Incident, IncidentSeries, Incidents, Range, Severity, State, Update},
 };

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 pub use self::{
     since::{SinceError, since},
-    view::{OwnCost, ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus},
+    view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus},
 };
 use crate::{
     anomaly::{self, Incident, Severity},

@@ -5,21 +5,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{
-    metric::Metric,
-    quality::{Missing, Quality},
+use crate::{
+    base::{
+        metric::Metric,
+        quality::{Missing, Quality},
+    },
+    skills::OwnCost,
 };
-
-/// What the agent itself takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct OwnCost {
-    /// CPU time of the agent, as a percentage of one CPU.
-    pub agent_cpu_percent: f64,
-    /// CPU time of its kernel programs, as a percentage of one CPU.
-    pub kernel_cpu_percent: f64,
-    /// Memory of the agent.
-    pub rss_bytes: u64,
-}
 
 /// How the agent is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

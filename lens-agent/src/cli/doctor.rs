@@ -119,13 +119,7 @@ fn describe(reader: &HostReader) -> String {
 }
 
 fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
-    let none: [&str; 0] = [];
-    let Ok(globs) = Globs::new(&none) else { return };
-    let config = probes::Config {
-        globs,
-        only: Vec::new(),
-        without: Vec::new(),
-    };
+    let config = probes::Config::default();
     let probes = match Probes::start(watched, &config) {
         Ok(probes) => probes,
         Err(why) => {

@@ -43,8 +43,7 @@ impl Snapshot {
         let watched = agent::watched(&reader)?;
         let config = probes::Config {
             globs,
-            only: Vec::new(),
-            without: Vec::new(),
+            ..probes::Config::default()
         };
         let mut probes = Probes::start(&watched, &config)?;
         let unmatched = probes.targets().unmatched();

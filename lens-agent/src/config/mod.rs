@@ -122,6 +122,12 @@ pub struct Settings {
     #[arg(long, value_name = "HOST", num_args = 1.., env = "LENS_ALLOWED_HOST", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_host: Vec<String>,
+    /// Measure how long one system call in so many takes, 0 for none [default: 8]
+    #[arg(long, value_name = "N", env = "LENS_SYSCALLS_TIME_ONE_IN")]
+    pub syscalls_time_one_in: Option<u32>,
+    /// Take a user stack of one page fault in so many, 0 for none [default: 0]
+    #[arg(long, value_name = "N", env = "LENS_FAULT_STACK_ONE_IN")]
+    pub fault_stack_one_in: Option<u32>,
 }
 
 /// Settings that do not make sense.
@@ -222,6 +228,8 @@ impl Settings {
             token_file,
             token_env,
             allowed_host: list(self.allowed_host, below.allowed_host),
+            syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
+            fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
         }
     }
 
@@ -252,6 +260,17 @@ impl Settings {
                 globs: probes::Globs::new(&self.cgroup)?,
                 only: self.probe,
                 without: self.no_probe,
+                syscalls: self
+                    .syscalls_time_one_in
+                    .map_or_else(Default::default, |time_one_in| probes::syscalls::Config {
+                        time_one_in,
+                    }),
+                memory: self.fault_stack_one_in.map_or_else(Default::default, |n| {
+                    probes::memory::Config {
+                        fault_stack_one_in: n,
+                    }
+                }),
+                ..probes::Config::default()
             },
             anomaly: anomaly::Config { learn },
             http: http::Config {

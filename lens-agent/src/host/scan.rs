@@ -51,6 +51,8 @@ pub struct Process {
     pub rss_bytes: u64,
     /// Threads.
     pub threads: u64,
+    /// When it was started, in milliseconds since boot.
+    pub started_ms: u64,
 }
 
 /// Processes of one scope, kernel threads not included.
@@ -354,6 +356,7 @@ impl ProcessSummary {
             ran_ms,
             rss_bytes: stat.rss_bytes,
             threads: stat.threads,
+            started_ms: stat.started_ms,
         };
         if is_halted && self.halted.len() < NAMED {
             self.halted.push(process());

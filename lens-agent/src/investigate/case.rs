@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    anomaly::{Detector, Incident, Source},
+    anomaly::{Incident, Ranges, Source},
     base::{
         clock::Moment,
         metric::{Bad, Metric},
@@ -29,7 +29,7 @@ pub struct Case<'a> {
     pub newest: &'a Tick,
     before: Vec<&'a Tick>,
     since: Vec<&'a Tick>,
-    detector: &'a Detector,
+    ranges: &'a dyn Ranges,
 }
 
 /// What is normal for a series, from which side it can be bad.
@@ -51,7 +51,7 @@ impl<'a> Case<'a> {
         incident: &'a Incident,
         onset: Moment,
         ticks: &'a [Arc<Tick>],
-        detector: &'a Detector,
+        ranges: &'a dyn Ranges,
     ) -> Option<Self> {
         let newest = ticks.last()?;
         let (before, since): (Vec<&Tick>, Vec<&Tick>) =
@@ -62,7 +62,7 @@ impl<'a> Case<'a> {
             newest,
             before,
             since,
-            detector,
+            ranges,
         })
     }
 
@@ -73,7 +73,7 @@ impl<'a> Case<'a> {
 
     /// The definition of a metric.
     pub fn metric(&self, name: &str) -> Option<&'static Metric> {
-        self.detector.metric(name)
+        self.ranges.metric(name)
     }
 
     /// Scopes with an anomaly in this incident, `metric` only.
@@ -125,7 +125,7 @@ impl<'a> Case<'a> {
     /// cgroup that was not there before, nothing at all; else what the detector borrows.
     pub fn normal(&self, scope: &Scope, metric: &str) -> Option<Normal> {
         let definition = self.metric(metric)?;
-        let judged = self.detector.expected(scope, metric, self.newest.at);
+        let judged = self.ranges.expected(scope, metric, self.newest.at);
         if let Some((expected, Source::Own)) = judged
             && definition.bad != Bad::Never
         {

@@ -169,6 +169,17 @@ pub enum Statement {
         /// How near.
         least: f64,
     },
+    /// `metric` of `scope` is at least `factor` times that of `other`.
+    Exceeds {
+        /// Whose.
+        scope: Scope,
+        /// What.
+        metric: &'static str,
+        /// The other.
+        other: Scope,
+        /// How many times.
+        factor: f64,
+    },
     /// The first series left its range no later than the second.
     Order {
         /// The earlier.
@@ -196,6 +207,7 @@ impl Statement {
             Self::Caused { .. } => Kind::Pair,
             Self::Share { .. } | Self::Part { .. } => Kind::Share,
             Self::Reached { .. } => Kind::Limit,
+            Self::Exceeds { .. } => Kind::Level,
             Self::Order { .. } => Kind::Order,
             Self::Normal { .. } => Kind::Absence,
         }
@@ -255,6 +267,21 @@ impl Statement {
                 let text = format!(
                     "{scope} is at {seen} of {}, and its limit is {most}.",
                     short(metric)
+                );
+                (text, vec![row])
+            }
+            Self::Exceeds {
+                scope,
+                metric,
+                other,
+                factor,
+            } => {
+                let least = case.value(other, metric)? * factor;
+                let row = evidence(case, scope, metric, None, Relation::AtLeast, least)?;
+                let (seen, least) = (show(case, metric, row.seen), show(case, metric, least));
+                let name = capital(&short(metric));
+                let text = format!(
+                    "{name} of {scope} is {seen}; {factor} times that of {other} is {least}."
                 );
                 (text, vec![row])
             }

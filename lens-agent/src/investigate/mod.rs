@@ -4,6 +4,8 @@
 //! what was counted, [`evidence`] weighs what holds, and [`offline`] puts the answer together.
 
 mod actor;
+pub mod agent_loop;
+pub mod brief;
 pub mod case;
 pub mod category;
 pub mod claim;
@@ -12,5 +14,10 @@ pub mod evidence;
 pub mod insight;
 pub mod mechanisms;
 pub mod offline;
+pub mod scene;
+mod words;
+
+#[cfg(test)]
+pub(crate) mod world;
 
 pub use self::{case::Case, category::Category, desk::Desk, insight::Insight};

@@ -43,6 +43,21 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What is said when nothing was looked at.
+    pub fn nothing() -> Self {
+        Self {
+            verdict: Verdict::Inconclusive,
+            category: Category::None,
+            culprit: None,
+            victims: Vec::new(),
+            claims: Vec::new(),
+            hypotheses: Vec::new(),
+            next_steps: Vec::new(),
+            confidence: 0.0,
+            quality: Quality::default(),
+        }
+    }
+
     /// Whether another answer says the same.
     pub fn agrees(&self, other: &Self) -> bool {
         (self.verdict, self.category, &self.culprit)
@@ -92,15 +107,9 @@ pub fn investigate_with(
     findings.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let Some(best) = best(&findings) else {
         return Answer {
-            verdict: Verdict::Inconclusive,
-            category: Category::None,
-            culprit: None,
-            victims: Vec::new(),
-            claims: Vec::new(),
             hypotheses,
-            next_steps: Vec::new(),
-            confidence: 0.0,
             quality,
+            ..Answer::nothing()
         };
     };
     hypotheses.insert(

@@ -13,7 +13,7 @@ pub struct GlobError {
 }
 
 /// Patterns over whole cgroup paths: `*` within a segment, `**` across. None matches everything.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Globs {
     set: GlobSet,
     patterns: Vec<String>,

@@ -79,6 +79,11 @@ impl KernelTypes {
         paths.iter().find_map(|path| self.offset(structure, path))
     }
 
+    /// The size of `structure` in bytes.
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        u32::try_from(self.structure(structure)?.size()).ok()
+    }
+
     /// The value of `name` in the enumeration `of`.
     pub fn enum_value(&self, of: &str, name: &str) -> Option<u32> {
         let types = self.types.resolve_types_by_name(of).ok()?;

@@ -3,12 +3,19 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+pub mod fault_stacks;
 mod glob;
 mod kernel_types;
+mod keyed;
+pub mod lifecycle;
 mod mapped;
+pub mod memory;
+mod near;
 mod object;
 mod pins;
 pub mod sched;
+mod syscall_names;
+pub mod syscalls;
 mod targets;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -17,10 +24,15 @@ use serde::{Deserialize, Serialize};
 
 use self::pins::Pins;
 pub use self::{
+    fault_stacks::FaultStack,
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
+    lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
+    memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
+    syscall_names::{name_of_call, name_of_errno},
+    syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
 };
 use crate::base::quality::Quality;
@@ -38,12 +50,32 @@ pub struct Definition {
 }
 
 /// Every probe, in the order in which they start.
-pub const REGISTRY: &[Definition] = &[Definition {
-    name: "sched",
-    title: "run-queue waits and sleeps by cgroup, and who held the CPU meanwhile",
-    blind: "who waits for a CPU and because of whom",
-    start: sched::start,
-}];
+pub const REGISTRY: &[Definition] = &[
+    Definition {
+        name: "sched",
+        title: "run-queue waits and sleeps by cgroup, and who held the CPU meanwhile",
+        blind: "who waits for a CPU and because of whom",
+        start: sched::start,
+    },
+    Definition {
+        name: "syscalls",
+        title: "system calls by cgroup and number, with errors by errno and sampled latencies",
+        blind: "storms of system calls and of errors, slow calls",
+        start: syscalls::start,
+    },
+    Definition {
+        name: "memory",
+        title: "page faults, page allocations and resident pages by cgroup",
+        blind: "page-fault storms, and who grows between two looks",
+        start: memory::start,
+    },
+    Definition {
+        name: "lifecycle",
+        title: "processes and threads begun and ended by cgroup, crashes, and who forks",
+        blind: "process churn, crash loops, thread leaks",
+        start: lifecycle::start,
+    },
+];
 
 /// Why a probe does not run.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +100,7 @@ pub struct Setup<'a> {
     pins: &'a Pins,
     cpus: usize,
     watched: &'a Watched,
+    config: &'a Config,
 }
 
 /// A running probe.
@@ -91,12 +124,18 @@ pub struct KernelReading {
     pub names: BTreeMap<u64, Arc<str>>,
     /// Waits for CPUs.
     pub sched: Option<SchedReading>,
+    /// System calls.
+    pub syscalls: Option<SyscallsReading>,
+    /// Page faults, allocations, resident pages.
+    pub memory: Option<MemoryReading>,
+    /// Tasks begun and ended.
+    pub lifecycle: Option<LifecycleReading>,
     /// What was not seen.
     pub quality: Quality,
 }
 
 /// Which probes to run, for whom.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Whose waiting and work is counted.
     pub globs: Globs,
@@ -104,6 +143,13 @@ pub struct Config {
     pub only: Vec<String>,
     /// Not these.
     pub without: Vec<String>,
+    /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
+    /// kernel what runs on such a one.
+    pub force_fallback: bool,
+    /// What is the syscalls probe's own.
+    pub syscalls: syscalls::Config,
+    /// What is the memory probe's own.
+    pub memory: memory::Config,
 }
 
 /// A probe that was to run and does not.
@@ -144,6 +190,7 @@ impl Probes {
             pins: &pins,
             cpus,
             watched,
+            config,
         };
         let mut running = Vec::new();
         let mut refused = Vec::new();

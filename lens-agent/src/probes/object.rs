@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Iter, Program},
+    programs::{
+        Iter, Program,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
 };
 use lens_common::{limits, loss};
 
@@ -255,6 +258,32 @@ impl Object {
         let path = pins.path(program);
         link.pin(&path).map_err(|why| refused(chain(&why)))?;
         Ok(path)
+    }
+
+    /// Runs the `perf_event` program `program` at every `event` on the CPUs that are online now.
+    pub fn attach_to_every(
+        &mut self,
+        program: &'static str,
+        event: SoftwareEvent,
+    ) -> Result<(), ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::PerfEvent(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such event program".to_owned()));
+        };
+        found.load().map_err(|why| refused(chain(&why)))?;
+        let cpus =
+            aya::util::online_cpus().map_err(|(file, why)| refused(format!("{file}: {why}")))?;
+        for cpu in cpus {
+            found
+                .attach(
+                    PerfEventConfig::Software(event),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(1),
+                    false,
+                )
+                .map_err(|why| refused(chain(&why)))?;
+        }
+        Ok(())
     }
 
     /// Maps an array that has a block of `block` entries for each CPU.

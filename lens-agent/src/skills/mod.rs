@@ -3,15 +3,20 @@
 //! A skill is pure: it is shown two samples and does arithmetic. It does no I/O, keeps no state
 //! and reads no clock; what cannot be seen is left out, never 0.
 
+mod agent;
 mod host;
+mod memory;
 mod pressure;
 mod processes;
 mod scheduler;
+mod syscalls;
 mod view;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
-pub use self::view::{Sample, View};
+use lens_common::hist::Hist;
+
+pub use self::view::{OwnCost, Sample, View};
 use crate::base::{
     metric::Metric,
     quality::Quality,
@@ -39,6 +44,9 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &scheduler::Scheduler,
     &processes::Processes,
     &pressure::PressureSkill,
+    &syscalls::Syscalls,
+    &memory::Memory,
+    &agent::Agent,
 ];
 
 /// The skill with this id.
@@ -98,6 +106,19 @@ impl Look {
     }
 }
 
+/// The upper end, in µs, of the bucket (of ns) in which the quantile `q` lies.
+fn quantile_us(hist: &Hist, q: f64) -> Option<f64> {
+    let all: u64 = hist.iter().sum();
+    let mut left = (all as f64 * q).ceil();
+    for (bucket, n) in hist.iter().enumerate() {
+        left -= *n as f64;
+        if *n != 0 && left <= 0.0 {
+            return Some(f64::from(2_u32).powi(i32::try_from(bucket + 1).ok()?) / 1e3);
+        }
+    }
+    None
+}
+
 /// What every skill of `skills` sees in every scope of `view`'s samples.
 pub fn look_everywhere(
     tick: u64,
@@ -125,6 +146,9 @@ pub fn look_everywhere(
     }
     snapshots
 }
+
+#[cfg(test)]
+pub(crate) use self::view::tests::empty as empty_sample;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use crate::{
         scope::Scope,
     },
     host::scan::ProcessSummary,
+    probes::lifecycle::LifecycleCounters,
 };
 
 /// The skill.
@@ -57,6 +58,48 @@ const METRICS: &[Metric] = &[
         1.0,
         "Processes that are stopped by a signal or traced.",
     ),
+    rate(
+        "forks_per_sec",
+        Unit::PerSec,
+        Bad::High,
+        50.0,
+        "Processes started.",
+    ),
+    rate(
+        "execs_per_sec",
+        Unit::PerSec,
+        Bad::Never,
+        50.0,
+        "Programs started.",
+    ),
+    rate(
+        "exits_per_sec",
+        Unit::PerSec,
+        Bad::Never,
+        50.0,
+        "Processes that ended.",
+    ),
+    rate(
+        "failed_exits_per_sec",
+        Unit::PerSec,
+        Bad::Never,
+        5.0,
+        "Processes that ended with a status other than 0.",
+    ),
+    gauge(
+        "crashes_count",
+        Unit::Count,
+        Bad::High,
+        2.5,
+        "Processes that a fault of their own killed (SEGV, ABRT, BUS, ILL, FPE) in the last minute.",
+    ),
+    gauge(
+        "busiest_process_age_seconds",
+        Unit::Seconds,
+        Bad::Never,
+        0.0,
+        "Age of the process that used most CPU time.",
+    ),
     gauge(
         "disk_sleepers_count",
         Unit::Count,
@@ -80,7 +123,8 @@ impl Skill for Processes {
          counter where it has one, which counts processes that lived between two readings too; for \
          the root cgroup and the host it is that of /proc. Counts are from one scan over /proc: a \
          process that lives for a shorter time than the interval is not among them. Zombies are \
-         found there too, which cgroup.procs does not list."
+         found there too, which cgroup.procs does not list. Starts, exits and crashes are counted in \
+         the kernel, however short a life was; a count of crashes is over the last minute."
     }
 
     fn metrics(&self) -> &'static [Metric] {
@@ -103,18 +147,65 @@ impl Skill for Processes {
         if !of_host {
             cpu(view, now, then, &mut look);
         }
-        let busiest = now.most_cpu.iter().filter_map(|p| p.ran_ms).max();
+        let busiest = now.most_cpu.iter().max_by_key(|p| p.ran_ms);
+        let uptime_ms = view.now.host.monotonic_ms;
+        let age = busiest.map(|p| uptime_ms.saturating_sub(p.started_ms) as f64 / 1e3);
+        let ran = busiest.and_then(|p| p.ran_ms);
         look.set(
             "busiest_process_cpu_ms_per_sec",
-            busiest.map(|ms| view.per_sec(ms as f64)),
+            ran.map(|ms| view.per_sec(ms as f64)),
         )
         .set("processes_count", now.processes as f64)
         .set("threads_count", now.threads as f64)
         .set("zombies_count", now.zombies as f64)
         .set("stopped_count", now.stopped as f64)
-        .set("disk_sleepers_count", now.blocked as f64);
+        .set("disk_sleepers_count", now.blocked as f64)
+        .set("busiest_process_age_seconds", age);
+        lives(view, &mut look);
         Some(look)
     }
+}
+
+/// How processes begin and end, as the kernel counted it.
+fn lives(view: &View<'_>, look: &mut Look) {
+    let readings = view
+        .now
+        .kernel
+        .lifecycle
+        .as_ref()
+        .zip(view.before.kernel.lifecycle.as_ref());
+    let Some((now, then)) = readings else { return };
+    let id = view.scope.path().and_then(|path| view.cgroup_id(path));
+    let wanted = |of: u64| *view.scope == Scope::Host || id == Some(of);
+    let mut sum = [0_u64; 4];
+    for (id, now) in now.cgroups.iter().filter(|(id, _)| wanted(**id)) {
+        let none = LifecycleCounters::default();
+        let then = then.cgroups.get(id).unwrap_or(&none);
+        sum[0] += now.forks.saturating_sub(then.forks);
+        sum[1] += now.execs.saturating_sub(then.execs);
+        sum[2] += now.exits.saturating_sub(then.exits);
+        sum[3] += now.failed.saturating_sub(then.failed);
+    }
+    let crashes = view
+        .now
+        .abnormal
+        .iter()
+        .filter(|e| wanted(e.cgroup) && is_crash(e.signal));
+    look.set("forks_per_sec", view.per_sec(sum[0] as f64))
+        .set("execs_per_sec", view.per_sec(sum[1] as f64))
+        .set("exits_per_sec", view.per_sec(sum[2] as f64))
+        .set("failed_exits_per_sec", view.per_sec(sum[3] as f64))
+        .set("crashes_count", crashes.count() as f64);
+    view.kernel_quality("lifecycle", look.quality());
+}
+
+/// Signals by which a process's own fault ends it.
+fn is_crash(signal: u32) -> bool {
+    let signal = i32::try_from(signal).unwrap_or_default();
+    matches!(
+        signal,
+        libc::SIGSEGV | libc::SIGABRT | libc::SIGBUS | libc::SIGILL | libc::SIGFPE
+    )
 }
 
 /// The cgroup's own counter; without one, and for the root, whose counter is the host's, what the

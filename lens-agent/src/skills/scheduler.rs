@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lens_common::hist::Hist;
 
-use super::{Look, Skill, View};
+use super::{Look, Skill, View, quantile_us};
 use crate::{
     base::{
         metric::{Bad, Metric, Unit, quantile, rate},
@@ -192,7 +192,7 @@ impl Change {
         look.set(WAIT, ms_per_sec(self.wait_ns as f64))
             .set("runq_wait_others_ms_per_sec", ms_per_sec(others))
             .set("runq_wait_quota_ms_per_sec", ms_per_sec(self.quota_ns))
-            .set("runq_wait_p99_us", self.quantile_us(0.99))
+            .set("runq_wait_p99_us", quantile_us(&self.hist, 0.99))
             .set("runq_wait_max_ms", self.wait_max_ns as f64 / 1e6)
             .set("runq_waits_per_sec", view.per_sec(self.waits as f64))
             .set("preempted_per_sec", view.per_sec(self.preempted as f64))
@@ -217,19 +217,6 @@ impl Change {
         look.quality().censored = self.waiting;
         view.kernel_quality("sched", look.quality());
         look
-    }
-
-    /// The upper end of the bucket in which the quantile lies.
-    fn quantile_us(&self, q: f64) -> Option<f64> {
-        let all: u64 = self.hist.iter().sum();
-        let mut left = (all as f64 * q).ceil();
-        for (bucket, n) in self.hist.iter().enumerate() {
-            left -= *n as f64;
-            if *n != 0 && left <= 0.0 {
-                return Some(f64::from(2_u32).powi(i32::try_from(bucket + 1).ok()?) / 1e3);
-            }
-        }
-        None
     }
 }
 

@@ -7,8 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::{
     base::{clock::Moment, quality::Quality, scope::Scope},
     host::{CgroupReading, HostReading, scan::ProcessSummary},
-    probes::KernelReading,
+    probes::{KernelReading, lifecycle::AbnormalExit},
 };
+
+/// What the agent itself takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OwnCost {
+    /// CPU time of the agent, as a percentage of one CPU.
+    pub agent_cpu_percent: f64,
+    /// CPU time of its kernel programs, as a percentage of one CPU.
+    pub kernel_cpu_percent: f64,
+    /// Memory of the agent.
+    pub rss_bytes: u64,
+}
 
 /// All readings of one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +30,10 @@ pub struct Sample {
     pub kernel: KernelReading,
     /// What the host's files say.
     pub host: HostReading,
+    /// Processes that ended by a signal or with a status other than 0 in the last minute.
+    pub abnormal: Vec<AbnormalExit>,
+    /// What the agent itself took, where one is running.
+    pub own: Option<OwnCost>,
 }
 
 impl Sample {
@@ -141,22 +156,11 @@ pub(super) mod tests {
     use super::*;
     use crate::host::HostWide;
 
-    /// A sample `mono` after boot with these targets.
-    pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
-        let at = Moment {
-            mono,
-            wall: jiff::Timestamp::UNIX_EPOCH + mono,
-        };
-        let targets = targets
-            .iter()
-            .map(|(id, path)| (*id, Arc::from(*path)))
-            .collect();
+    /// A sample of nothing.
+    pub(crate) fn empty(at: Moment) -> Sample {
         Sample {
             at,
-            kernel: KernelReading {
-                targets,
-                ..KernelReading::default()
-            },
+            kernel: KernelReading::default(),
             host: HostReading {
                 taken_at: at.wall,
                 monotonic_ms: 0,
@@ -164,6 +168,22 @@ pub(super) mod tests {
                 cgroups: std::collections::BTreeMap::new(),
                 quality: Quality::default(),
             },
+            abnormal: Vec::new(),
+            own: None,
         }
+    }
+
+    /// A sample `mono` after boot with these targets.
+    pub(in crate::skills) fn sample(mono: Duration, targets: &[(u64, &str)]) -> Sample {
+        let at = Moment {
+            mono,
+            wall: jiff::Timestamp::UNIX_EPOCH + mono,
+        };
+        let mut sample = empty(at);
+        sample.kernel.targets = targets
+            .iter()
+            .map(|(id, path)| (*id, Arc::from(*path)))
+            .collect();
+        sample
     }
 }

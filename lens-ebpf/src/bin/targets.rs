@@ -2,6 +2,10 @@
 //! first task can be moved into it.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -56,7 +60,7 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
         let css: *const u8 = read(cgroup, &CGROUP_PARENT);
         let parent: *const u8 = read(css, &PARENT_CGROUP);
         let parent = target::id_of(parent);
-        if let Some(of_parent) = target::TARGETS.get_ptr(&parent)
+        if let Some(of_parent) = target::TARGETS.get_ptr(parent)
             && (*of_parent).children != 0
         {
             watch(id);
@@ -96,7 +100,7 @@ fn watch(id: u64) {
         count(loss::TARGETS);
         OTHER_SLOT
     };
-    let added = target::TARGETS.insert(&id, &Target { slot, children: 1 }, u64::from(BPF_NOEXIST));
+    let added = target::TARGETS.insert(id, Target { slot, children: 1 }, u64::from(BPF_NOEXIST));
     if added.is_err() {
         count(loss::TARGETS);
         if slot != OTHER_SLOT {

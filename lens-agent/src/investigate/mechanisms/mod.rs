@@ -5,7 +5,14 @@
 //! of whom; names of programs play no part.
 
 mod cpu_contention;
+mod cpu_saturation;
 mod cpu_throttling;
+mod crash_loop;
+mod memory_leak;
+mod page_fault_storm;
+mod process_churn;
+mod storm;
+mod syscall_storm;
 
 use std::fmt::Debug;
 
@@ -24,6 +31,12 @@ pub trait Mechanism: Debug + Sync {
 pub const REGISTRY: &[&dyn Mechanism] = &[
     &cpu_contention::CpuContention,
     &cpu_throttling::CpuThrottling,
+    &cpu_saturation::CpuSaturation,
+    &syscall_storm::SyscallStorm,
+    &memory_leak::MemoryLeak,
+    &page_fault_storm::PageFaultStorm,
+    &process_churn::ProcessChurn,
+    &crash_loop::CrashLoop,
 ];
 
 /// An explanation to be checked.
@@ -42,3 +55,6 @@ pub struct Proposal {
     /// What to do.
     pub next_steps: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! Everything about one incident, held still for an investigation that takes minutes.
+
+use std::sync::Arc;
+
+use super::{case::Case, offline::Answer};
+use crate::{
+    anomaly::{Frozen, Incident},
+    base::clock::Moment,
+    history::Tick,
+    skills::Sample,
+};
+
+/// An incident as it was when the investigation began.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// The incident.
+    pub incident: Incident,
+    /// When it began, as far as is known.
+    pub onset: Moment,
+    /// The recent ticks, oldest first.
+    pub ticks: Vec<Arc<Tick>>,
+    /// What is normal.
+    pub ranges: Frozen,
+    /// The readings behind the newest tick.
+    pub sample: Arc<Sample>,
+    /// What code alone makes of it.
+    pub answer: Answer,
+    /// The insight that told it.
+    pub told: Option<Arc<str>>,
+}
+
+impl Scene {
+    /// The case to check statements against; `None` without a tick.
+    pub fn case(&self) -> Option<Case<'_>> {
+        Case::new(&self.incident, self.onset, &self.ticks, &self.ranges)
+    }
+}

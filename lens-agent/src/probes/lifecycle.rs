@@ -1,0 +1,263 @@
+//! Processes and threads that begin and end, by cgroup: the reader of the lifecycle object.
+
+use std::{collections::BTreeMap, fmt};
+
+use aya::maps::{MapData, RingBuf};
+use lens_common::{
+    lifecycle::{ExitEvent, Forker, KILLERS, LifecycleSlot},
+    limits::{EXIT_BYTES, FORKERS, SLOTS},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    KernelReading, ObjectError, Probe, ProbeError, Setup,
+    keyed::Strangers,
+    mapped::Mapped,
+    object::{Losses, Object, Plan, ProgramCost, bytes},
+    targets::{Targets, cgroup_constants},
+};
+use crate::base::text;
+
+/// How much one process has forked. Kept for those that did so last: one that has gone from a
+/// reading and is back begins at 0, and the cgroup's own counters know all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkerCounters {
+    /// Its name when it last forked.
+    pub comm: String,
+    /// Processes it made.
+    pub processes: u64,
+    /// Threads it made.
+    pub threads: u64,
+}
+
+/// Counters of one cgroup since it became a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifecycleCounters {
+    /// Processes that its tasks made, in this cgroup or another.
+    pub forks: u64,
+    /// Threads that its tasks made.
+    pub threads: u64,
+    /// Programs started.
+    pub execs: u64,
+    /// Processes that ended.
+    pub exits: u64,
+    /// Threads that ended before their process did.
+    pub thread_exits: u64,
+    /// Processes that ended by themselves with a status other than 0.
+    pub failed: u64,
+    /// Processes that a signal ended: by SIGSEGV, by SIGABRT, by SIGBUS, SIGILL or SIGFPE, by
+    /// SIGKILL, by another.
+    pub killed: [u64; KILLERS],
+    /// Who forks, by process id.
+    pub forkers: BTreeMap<u32, ForkerCounters>,
+}
+
+/// A process ended by a signal, or with a status other than 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbnormalExit {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The process.
+    pub tgid: u32,
+    /// Its parent.
+    pub parent: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its parent's name.
+    pub parent_comm: String,
+    /// The status it ended with.
+    pub status: u32,
+    /// The signal that ended it; 0 if none.
+    pub signal: u32,
+    /// How long it lived.
+    pub lifetime_ns: u64,
+}
+
+/// What the lifecycle object has counted, by cgroup id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifecycleReading {
+    /// One entry a target; id 0 stands for all targets beyond the limit.
+    pub cgroups: BTreeMap<u64, LifecycleCounters>,
+    /// Abnormal exits since the reading before; what found no room is counted in Quality.
+    pub abnormal: Vec<AbnormalExit>,
+}
+
+/// The probe.
+struct Lifecycle {
+    object: Object,
+    losses: Losses,
+    slots: Mapped<LifecycleSlot>,
+    forkers: Mapped<Forker>,
+    exits: RingBuf<MapData>,
+    strangers: Strangers,
+}
+
+impl fmt::Debug for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lifecycle")
+            .field("object", &self.object)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Loads and attaches it.
+pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
+    Ok(Box::new(Lifecycle::start(setup)?))
+}
+
+impl Lifecycle {
+    fn start(setup: &Setup<'_>) -> Result<Self, ObjectError> {
+        let types = setup.types;
+        let tells = types.tracepoint_args("sched_process_exit") >= Some(2);
+        let has_group_dead = tells && !setup.config.force_fallback;
+        let mut plan = Plan::new("lifecycle", bytes!("lifecycle"), types, setup.cpus);
+        cgroup_constants(&mut plan, types, setup.watched)?;
+        plan.share("TARGETS", setup.pins);
+        for (name, field) in [
+            ("TASK_PID", "pid"),
+            ("TASK_TGID", "tgid"),
+            ("TASK_COMM", "comm"),
+            ("TASK_EXIT_CODE", "exit_code"),
+            ("TASK_PARENT", "real_parent"),
+            ("TASK_LEADER", "group_leader"),
+            ("TASK_START", "start_time"),
+            ("TASK_SIGNAL", "signal"),
+        ] {
+            plan.offset(name, "task_struct", field)?;
+        }
+        for (name, field) in [
+            ("SIGNAL_LIVE", "live"),
+            ("SIGNAL_THREADS", "nr_threads"),
+            ("SIGNAL_FLAGS", "flags"),
+            ("SIGNAL_EXIT_CODE", "group_exit_code"),
+        ] {
+            plan.offset(name, "signal_struct", field)?;
+        }
+        plan.constant("HAS_GROUP_DEAD", u32::from(has_group_dead));
+        plan.per_cpu("SLOT", SLOTS).per_cpu("FORKER", FORKERS);
+        let mut object = plan.load()?;
+        let exits =
+            RingBuf::try_from(object.take_map("EXITS")?).map_err(|why| ObjectError::Load {
+                object: "lifecycle",
+                why: format!("map EXITS: {why}"),
+            })?;
+        object.attach("sched_process_fork", types)?;
+        object.attach("sched_process_exec", types)?;
+        object.attach("sched_process_exit", types)?;
+        Ok(Self {
+            losses: Losses::of(&object)?,
+            slots: object.mapped("SLOT", SLOTS)?,
+            forkers: object.mapped("FORKER", FORKERS)?,
+            object,
+            exits,
+            strangers: Strangers::default(),
+        })
+    }
+
+    fn slot(&self, slot: u32) -> LifecycleCounters {
+        let mut sum = LifecycleCounters::default();
+        for cpu in 0..self.slots.cpus() {
+            let Some(at) = self.slots.get(cpu, slot as usize) else {
+                continue;
+            };
+            sum.forks += at.forks;
+            sum.threads += at.threads;
+            sum.execs += at.execs;
+            sum.exits += at.exits;
+            sum.thread_exits += at.thread_exits;
+            sum.failed += at.failed;
+            for by in 0..KILLERS {
+                sum.killed[by] += at.killed[by];
+            }
+        }
+        sum
+    }
+
+    fn add_forkers(&mut self, targets: &Targets, into: &mut BTreeMap<u64, LifecycleCounters>) {
+        // One process forks on several CPUs; its name is the newest.
+        let mut newest: BTreeMap<(u64, u32), u64> = BTreeMap::new();
+        self.strangers.next_reading();
+        self.strangers.sweep(&self.forkers, targets, |_, _, at| {
+            let own = into.contains_key(&at.cgroup);
+            let id = if own { at.cgroup } else { 0 };
+            let Some(counters) = into.get_mut(&id) else {
+                return;
+            };
+            let forker = counters.forkers.entry(at.tgid).or_default();
+            forker.processes += at.processes;
+            forker.threads += at.threads;
+            let last = newest.entry((at.cgroup, at.tgid)).or_default();
+            if at.last_ns >= *last {
+                *last = at.last_ns;
+                forker.comm = text::clean_bytes(&at.comm);
+            }
+        });
+    }
+
+    /// What the ring holds, and at most what it can hold at once.
+    fn abnormal(&mut self) -> Vec<AbnormalExit> {
+        let at_most = EXIT_BYTES as usize / size_of::<ExitEvent>();
+        let mut found = Vec::new();
+        while found.len() < at_most
+            && let Some(record) = self.exits.next()
+        {
+            found.extend(parse(&record));
+        }
+        found
+    }
+}
+
+impl Probe for Lifecycle {
+    fn name(&self) -> &'static str {
+        "lifecycle"
+    }
+
+    fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
+        let mut cgroups = BTreeMap::new();
+        for (id, target) in targets.live() {
+            if target.slot != 0 {
+                cgroups.insert(*id, self.slot(target.slot));
+            }
+        }
+        let other = self.slot(0);
+        if other != LifecycleCounters::default() {
+            cgroups.insert(0, other);
+        }
+        self.add_forkers(targets, &mut cgroups);
+        let abnormal = self.abnormal();
+        for (map, n) in self.losses.all() {
+            into.quality.lost.insert(map, n);
+        }
+        into.lifecycle = Some(LifecycleReading { cgroups, abnormal });
+        Ok(())
+    }
+
+    fn clear(&self, slot: u32) {
+        for cpu in 0..self.slots.cpus() {
+            self.slots.set(cpu, slot as usize, LifecycleSlot::default());
+        }
+    }
+
+    fn costs(&self) -> Vec<ProgramCost> {
+        self.object.costs()
+    }
+}
+
+fn parse(record: &[u8]) -> Option<AbnormalExit> {
+    use std::mem::offset_of;
+    let bytes = |at: usize, len: usize| record.get(at..at + len);
+    let half = |at: usize| Some(u32::from_ne_bytes(bytes(at, 4)?.try_into().ok()?));
+    let word = |at: usize| Some(u64::from_ne_bytes(bytes(at, 8)?.try_into().ok()?));
+    let comm = |at: usize| Some(text::clean_bytes(bytes(at, lens_common::lifecycle::COMM)?));
+    let code = half(offset_of!(ExitEvent, code))?;
+    Some(AbnormalExit {
+        cgroup: word(offset_of!(ExitEvent, cgroup))?,
+        tgid: half(offset_of!(ExitEvent, tgid))?,
+        parent: half(offset_of!(ExitEvent, parent))?,
+        comm: comm(offset_of!(ExitEvent, comm))?,
+        parent_comm: comm(offset_of!(ExitEvent, parent_comm))?,
+        status: code >> 8 & 0xff,
+        signal: code & 0x7f,
+        lifetime_ns: word(offset_of!(ExitEvent, lifetime_ns))?,
+    })
+}

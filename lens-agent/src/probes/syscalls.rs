@@ -1,0 +1,227 @@
+//! System calls by cgroup and number: the reader of the syscalls object.
+
+use std::collections::BTreeMap;
+
+use lens_common::{
+    hist::{BUCKETS, Hist},
+    limits::{CALLS, ERRNOS, SLOTS, TIMES},
+    syscalls::{Call, CallErrno, INTERRUPTED, SyscallSlot},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    KernelReading, Probe, ProbeError, Setup,
+    keyed::{Strangers, take},
+    mapped::Mapped,
+    near::Near,
+    object::{Losses, Object, Plan, ProgramCost, bytes},
+    targets::{Targets, cgroup_constants},
+};
+
+/// What can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How long one call in so many takes is measured; 0 is none. Counts are exact regardless.
+    pub time_one_in: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { time_one_in: 8 }
+    }
+}
+
+/// How long calls took, of those that were timed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallTimes {
+    /// Calls timed.
+    pub timed: u64,
+    /// Their length in all; of `calls` about `ns * calls / timed`.
+    pub ns: u64,
+    /// The longest that ended since the reading before.
+    pub max_ns: u64,
+    /// Their lengths, by power of two.
+    pub hist: Hist,
+}
+
+/// Calls of one number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallCounters {
+    /// Calls that returned; a call that returns in two tasks is one.
+    pub calls: u64,
+    /// Those that returned an error.
+    pub errors: u64,
+    /// Those that a signal interrupted: made again by the kernel, or ended with EINTR.
+    pub interrupted: u64,
+    /// The errors by errno; what found no room is missing here, and counted in Quality.
+    pub errnos: BTreeMap<u32, u64>,
+    /// How long they took.
+    pub times: CallTimes,
+}
+
+/// Calls of one cgroup since it became a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallCounters {
+    /// Calls that returned, `other` included.
+    pub calls: u64,
+    /// Those that returned an error.
+    pub errors: u64,
+    /// Calls whose number found no room in the table.
+    pub other: u64,
+    /// By number; from [`lens_common::syscalls::COMPAT`] on those of the 32-bit entry.
+    pub by_number: BTreeMap<u32, CallCounters>,
+}
+
+/// What the syscalls object has counted, by cgroup id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallsReading {
+    /// One entry a target that has made calls; id 0 stands for all targets beyond the limit.
+    pub cgroups: BTreeMap<u64, SyscallCounters>,
+}
+
+/// The probe.
+#[derive(Debug)]
+struct Syscalls {
+    object: Object,
+    losses: Losses,
+    calls: Mapped<Call>,
+    times: Mapped<lens_common::syscalls::CallTimes>,
+    errnos: Mapped<CallErrno>,
+    slots: Mapped<SyscallSlot>,
+    near: Near,
+    strangers: Strangers,
+    time_one_in: u32,
+}
+
+/// Loads and attaches it.
+pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
+    let types = setup.types;
+    // Beyond this a reading sees hardly any call timed; and twice the number fits.
+    let time_one_in = setup.config.syscalls.time_one_in.min(1 << 20);
+    let mut plan = Plan::new("syscalls", bytes!("syscalls"), types, setup.cpus);
+    cgroup_constants(&mut plan, types, setup.watched)?;
+    plan.share("TARGETS", setup.pins);
+    plan.offset("REGS_ORIG_AX", "pt_regs", "orig_ax")?;
+    plan.offset("TASK_STATUS", "task_struct", "thread_info.status")?;
+    plan.offset("TASK_PID", "task_struct", "pid")?;
+    plan.constant("TIME_ONE_IN", time_one_in);
+    plan.per_cpu("CALL", CALLS)
+        .per_cpu("TIME", TIMES)
+        .per_cpu("ERRNO", ERRNOS)
+        .per_cpu("SLOT", SLOTS)
+        .per_cpu("COUNTDOWN", 1);
+    Near::plan(&mut plan);
+    let mut object = plan.load()?;
+    object.attach("sys_exit", types)?;
+    if time_one_in != 0 {
+        object.attach("sys_enter", types)?;
+    }
+    Ok(Box::new(Syscalls {
+        losses: Losses::of(&object)?,
+        calls: object.mapped("CALL", CALLS)?,
+        times: object.mapped("TIME", TIMES)?,
+        errnos: object.mapped("ERRNO", ERRNOS)?,
+        slots: object.mapped("SLOT", SLOTS)?,
+        near: Near::of(&object)?,
+        object,
+        strangers: Strangers::default(),
+        time_one_in,
+    }))
+}
+
+impl Syscalls {
+    fn add_calls(&mut self, targets: &Targets, into: &mut BTreeMap<u64, SyscallCounters>) {
+        self.strangers.next_reading();
+        self.strangers.sweep(&self.calls, targets, |_, _, call| {
+            let counters = into.entry(call.cgroup).or_default();
+            counters.calls += call.calls;
+            counters.errors += call.errors;
+            let by_number = counters.by_number.entry(call.nr).or_default();
+            by_number.calls += call.calls;
+            by_number.errors += call.errors;
+        });
+        self.strangers.sweep(&self.errnos, targets, |_, _, at| {
+            let counters = into.entry(at.cgroup).or_default();
+            let by_number = counters.by_number.entry(at.nr).or_default();
+            if at.errno < INTERRUPTED {
+                *by_number.errnos.entry(at.errno).or_default() += at.n;
+            } else {
+                by_number.interrupted += at.n;
+            }
+        });
+        let table = &self.times;
+        self.strangers.sweep(table, targets, |cpu, i, at| {
+            let Ok(nr) = u32::try_from(at.nr) else { return };
+            let counters = into.entry(at.cgroup).or_default();
+            let times = &mut counters.by_number.entry(nr).or_default().times;
+            times.timed += at.timed;
+            times.ns += at.ns;
+            if let Some(place) = table.at(cpu, i) {
+                const MAX: usize = std::mem::offset_of!(lens_common::syscalls::CallTimes, max_ns);
+                let longest = take(place.cast::<u64>().wrapping_add(MAX / 8));
+                times.max_ns = times.max_ns.max(longest);
+            }
+            for bucket in 0..BUCKETS {
+                times.hist[bucket] += u64::from(at.hist[bucket]);
+            }
+        });
+    }
+
+    /// What is counted in a slot only.
+    fn slot(&self, slot: u32) -> SyscallSlot {
+        let mut sum = SyscallSlot::default();
+        for cpu in 0..self.slots.cpus() {
+            if let Some(at) = self.slots.get(cpu, slot as usize) {
+                sum.calls += at.calls;
+                sum.errors += at.errors;
+            }
+        }
+        sum
+    }
+}
+
+impl Probe for Syscalls {
+    fn name(&self) -> &'static str {
+        "syscalls"
+    }
+
+    fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
+        let mut cgroups = BTreeMap::new();
+        self.add_calls(targets, &mut cgroups);
+        let own = targets.live().iter().filter(|(_, t)| t.slot != 0);
+        for (id, slot) in own.map(|(id, t)| (*id, t.slot)).chain([(0, 0)]) {
+            let other = self.slot(slot);
+            if other.calls != 0 {
+                let counters: &mut SyscallCounters = cgroups.entry(id).or_default();
+                counters.calls += other.calls;
+                counters.errors += other.errors;
+                counters.other += other.calls;
+            }
+        }
+        self.near.forget();
+        let quality = &mut into.quality;
+        for (map, n) in self.losses.all() {
+            quality.lost.insert(map, n);
+        }
+        if self.time_one_in == 0 {
+            quality.miss("syscalls.latency", "switched off");
+        } else {
+            quality
+                .sampled
+                .insert("syscalls.latency".to_owned(), u64::from(self.time_one_in));
+        }
+        into.syscalls = Some(SyscallsReading { cgroups });
+        Ok(())
+    }
+
+    fn clear(&self, slot: u32) {
+        for cpu in 0..self.slots.cpus() {
+            self.slots.set(cpu, slot as usize, SyscallSlot::default());
+        }
+    }
+
+    fn costs(&self) -> Vec<ProgramCost> {
+        self.object.costs()
+    }
+}

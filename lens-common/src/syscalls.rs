@@ -1,0 +1,101 @@
+//! The syscalls object: every call that returned, its errors, and the latency of some.
+
+use crate::{hist::BUCKETS, plain};
+
+/// Numbers below this are calls; every number beyond is taken for [`UNKNOWN`], so that a program
+/// that makes numbers up fills no table.
+pub const NUMBERS: u32 = 1024;
+/// A number that no call has.
+pub const UNKNOWN: u32 = NUMBERS - 1;
+/// Added to the number of a call made through the 32-bit entry, whose numbers are others.
+pub const COMPAT: u32 = NUMBERS;
+
+/// From here on an errno is the kernel's word to itself: the call was interrupted, and is made
+/// again or ends with EINTR.
+pub const INTERRUPTED: u32 = 512;
+
+/// Calls of one number by one cgroup, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Call {
+    /// The cgroup's id; 0 is a free place.
+    pub cgroup: u64,
+    /// The call's number.
+    pub nr: u32,
+    /// 1 for a call that returns 0 a second time, in the new task.
+    pub forks: u32,
+    /// Calls that returned.
+    pub calls: u64,
+    /// Those that returned an error.
+    pub errors: u64,
+}
+
+/// How long calls took, of those that were timed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallTimes {
+    /// The cgroup's id; 0 is a free place.
+    pub cgroup: u64,
+    /// The call's number.
+    pub nr: u64,
+    /// Calls timed.
+    pub timed: u64,
+    /// Their length in all.
+    pub ns: u64,
+    /// The longest; the agent sets it back when it reads.
+    pub max_ns: u64,
+    /// Their lengths.
+    pub hist: [u32; BUCKETS],
+}
+
+/// Calls that returned one errno.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallErrno {
+    /// The cgroup's id; 0 is a free place.
+    pub cgroup: u64,
+    /// The call's number.
+    pub nr: u32,
+    /// The errno, [`INTERRUPTED`] and beyond included.
+    pub errno: u32,
+    /// How many.
+    pub n: u64,
+}
+
+/// What is not in the table of [`Call`]s: calls that found no room there, and in slot 0 all calls
+/// of the targets beyond the limit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SyscallSlot {
+    /// Calls that returned.
+    pub calls: u64,
+    /// Those that returned an error.
+    pub errors: u64,
+}
+
+/// What is kept of each task.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timed {
+    /// When the call under way began; 0 if it is not timed.
+    pub at: u64,
+}
+
+/// How many tasks of one group are in a timed call, on a cache line of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TimedTasks {
+    /// How many.
+    pub n: u64,
+    /// Keeps other groups away.
+    pub apart: [u64; 7],
+}
+
+plain!(
+    Call: 32,
+    CallTimes: 40 + 4 * BUCKETS,
+    CallErrno: 24,
+    SyscallSlot: 16,
+    Timed: 8,
+    TimedTasks: 64,
+);
