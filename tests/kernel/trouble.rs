@@ -8,7 +8,7 @@ use lens_tests::{
 };
 use serde_json::Value;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn json(addr: std::net::SocketAddr, path: &str) -> Value {
     ask(addr, path).unwrap().json().unwrap()

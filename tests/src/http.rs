@@ -34,12 +34,12 @@ pub fn get(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Ans
     let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // In 1.0 the answer is one piece, and the connection ends with it.
-    let mut request = format!("GET {path} HTTP/1.0\r\n");
+    let mut request = format!("GET {path} HTTP/1.0\r\n").into_bytes();
     for (name, value) in headers {
-        request.push_str(&format!("{name}: {value}\r\n"));
+        write!(request, "{name}: {value}\r\n")?;
     }
-    request.push_str("\r\n");
-    stream.write_all(request.as_bytes())?;
+    request.extend(b"\r\n");
+    stream.write_all(&request)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{commands::command, until};
 
 /// How long an agent may take to attach its probes on a busy machine.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 
 /// The agent; it is killed with this value.
 #[derive(Debug)]
@@ -67,14 +67,12 @@ impl Running {
         let started = until("the agent is ready", START, || {
             address().is_some() || matches!(process.try_wait(), Ok(Some(_)))
         });
-        match (started, address()) {
-            (Ok(()), Some(addr)) => Ok(Self { addr, process, log }),
-            _ => {
-                process.kill()?;
-                process.wait()?;
-                bail!("the agent does not start: {}{}", said.text(), log.text())
-            }
+        if let (Ok(()), Some(addr)) = (started, address()) {
+            return Ok(Self { addr, process, log });
         }
+        process.kill()?;
+        process.wait()?;
+        bail!("the agent does not start: {}{}", said.text(), log.text())
     }
 
     /// What `--url` takes.

@@ -2,16 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tokio::sync::mpsc;
+
 use super::records::{self, BASELINES, BASELINES_ID, INCIDENT};
 use crate::{
     anomaly::{self, Detector, Incident, Incidents, State, Update},
     api::Api,
     base::clock::{Clock, Moment},
     history::Tick,
-    investigate::{Desk, Insight},
+    investigate::{Desk, Insight, scene::Scene},
     skills::{self, Sample},
     store::Store,
-    telemetry::{Event, Telemetry},
+    telemetry::{Event, Refusal, Telemetry},
 };
 
 /// Time between two writings of all baselines.
@@ -26,6 +28,8 @@ pub(super) struct Judge {
     store: Arc<Store>,
     telemetry: Telemetry,
     clock: Arc<dyn Clock>,
+    /// Where incidents go that a model is to be asked about.
+    inquiries: Option<mpsc::Sender<Scene>>,
     detector: Detector,
     incidents: Incidents,
     desk: Desk,
@@ -43,6 +47,7 @@ impl Judge {
         store: Arc<Store>,
         telemetry: Telemetry,
         clock: Arc<dyn Clock>,
+        inquiries: Option<mpsc::Sender<Scene>>,
     ) -> Self {
         let mut detector = Detector::new(config, skills::metrics());
         match records::remember(&store, REMEMBERED) {
@@ -78,6 +83,7 @@ impl Judge {
             store,
             telemetry,
             clock,
+            inquiries,
             detector,
             incidents: Incidents::default(),
             desk: Desk::default(),
@@ -117,7 +123,7 @@ impl Judge {
         self.telemetry.emit(event);
     }
 
-    fn investigate(&mut self, sample: &Sample) {
+    fn investigate(&mut self, sample: &Arc<Sample>) {
         let ticks = self.api.ticks();
         let now = self.clock.now();
         let mut told = Vec::new();
@@ -125,6 +131,26 @@ impl Judge {
             let new = self
                 .desk
                 .look(incident, onset, &ticks, &self.detector, sample, now);
+            if let Some((insight, _)) = &new
+                && insight.supersedes.is_none()
+                && let Some(answer) = self.desk.answer(&incident.id)
+                && let Some(inquiries) = &self.inquiries
+            {
+                let scene = Scene {
+                    incident: incident.clone(),
+                    onset,
+                    ticks: ticks.clone(),
+                    ranges: self.detector.freeze(now),
+                    sample: sample.clone(),
+                    answer: answer.clone(),
+                };
+                // A full queue: the offline insight stands, as it does when a limit refuses.
+                if inquiries.try_send(scene).is_err() {
+                    self.telemetry.emit(Event::ModelRefused {
+                        why: Refusal::RateLimit,
+                    });
+                }
+            }
             told.extend(new);
         }
         for (insight, severity) in told {
@@ -142,7 +168,7 @@ impl Judge {
         });
         self.telemetry.emit(Event::InsightProduced {
             id: insight.id.to_string(),
-            verdict: format!("{:?}", insight.verdict).to_lowercase(),
+            verdict: insight.verdict.as_str().to_owned(),
             strategy: insight.strategy.clone(),
         });
         self.api.put_insight(insight);

@@ -8,6 +8,7 @@
 //! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
 
 mod closed;
+mod inquire;
 mod judge;
 mod observe;
 mod own;
@@ -31,8 +32,9 @@ use crate::{
         clock::{Clock, SystemClock},
         quality::Quality,
     },
-    config::Config,
+    config::{Config, ConfigError, Strategy},
     host::{self, HostReader, Root},
+    investigate::scene::Scene,
     outputs::http,
     probes::{self, Probes},
     store::{Store, StoreError},
@@ -57,6 +59,9 @@ pub enum StartError {
     /// Nothing can be remembered.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A provider cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Nobody could reach it.
     #[error(
         "cannot listen on {addr}: {why}; another agent may be running (choose another address with --listen)"
@@ -196,7 +201,7 @@ impl Agent {
             supervisor,
             store,
         };
-        agent.observe(&config, clock, probes, host);
+        agent.observe(&config, clock, probes, host)?;
         let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
             StartError::Listen {
                 addr: listening,
@@ -216,15 +221,26 @@ impl Agent {
         Ok(agent)
     }
 
-    fn observe(&self, config: &Config, clock: Arc<dyn Clock>, probes: Probes, host: HostReader) {
+    fn observe(
+        &self,
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        probes: Probes,
+        host: HostReader,
+    ) -> Result<(), ConfigError> {
         let (readings, kernel) = crossbeam_channel::bounded(observe::QUEUE);
         let (samples, judged) = crossbeam_channel::bounded(observe::QUEUE);
+        let (inquiries, scenes) = tokio::sync::mpsc::channel(inquire::QUEUE);
+        let inquiries = self
+            .inquire(config, clock.clone(), scenes)?
+            .then_some(inquiries);
         let judge = judge::Judge::new(
             config.anomaly.clone(),
             self.api.clone(),
             self.store.clone(),
             self.telemetry.clone(),
             clock.clone(),
+            inquiries,
         );
         let judge = Shared::new(judge);
         self.supervisor
@@ -251,6 +267,39 @@ impl Agent {
                 });
                 Ok::<(), io::Error>(())
             });
+        Ok(())
+    }
+
+    /// Whether models are asked; starts the stage that does.
+    fn inquire(
+        &self,
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        scenes: tokio::sync::mpsc::Receiver<Scene>,
+    ) -> Result<bool, ConfigError> {
+        if config.strategy == Strategy::Offline {
+            return Ok(false);
+        }
+        let group = self.supervisor.group("investigations");
+        let tools = inquire::Tools {
+            supervisor: group.clone(),
+            clock,
+            store: self.store.clone(),
+            telemetry: self.telemetry.clone(),
+            api: self.api.clone(),
+        };
+        let inquirer = inquire::Inquirer::connect(&config.providers, config.budget, tools, scenes)?;
+        let Some(inquirer) = inquirer.map(Arc::new) else {
+            return Ok(false);
+        };
+        group.child(Spec::permanent("coordinator"), move |token| {
+            let inquirer = inquirer.clone();
+            async move {
+                inquirer.run(token).await;
+                Ok::<(), io::Error>(())
+            }
+        });
+        Ok(true)
     }
 
     /// Runs until `stop` is cancelled, then ends everything.

@@ -7,6 +7,7 @@ use crate::{
     anomaly::{Incident, Kept},
     base::snapshot::Snapshot,
     investigate::Insight,
+    llm::outbound::Sent,
     store::{Kind, Store, StoreError},
     telemetry::{Event, Telemetry},
 };
@@ -17,6 +18,14 @@ pub(crate) const INCIDENT: Kind = Kind("incident");
 pub(crate) const INSIGHT: Kind = Kind("insight");
 /// Snapshots that an insight cites, as JSON.
 pub(crate) const SNAPSHOT: Kind = Kind("snapshot");
+/// What operators notified, as JSON.
+pub(crate) const NOTIFICATION: Kind = Kind("notification");
+/// What was sent to providers, as JSON.
+pub(crate) const SENT: Kind = Kind("sent");
+/// What models have taken, as JSON.
+pub(crate) const BUDGET: Kind = Kind("budget");
+/// The one id of that record.
+pub(crate) const BUDGET_ID: &str = "spent";
 /// All baselines in one record, as JSON.
 pub(crate) const BASELINES: Kind = Kind("baselines");
 /// The one id of that record.
@@ -51,7 +60,7 @@ pub(super) fn put<T: Serialize>(
 
 /// Keeps the newest records of each kind only.
 pub(super) fn retain(store: &Store, telemetry: &Telemetry) {
-    for kind in [INCIDENT, INSIGHT, SNAPSHOT] {
+    for kind in [INCIDENT, INSIGHT, SNAPSHOT, NOTIFICATION] {
         // An insight cites a handful of snapshots.
         let kept = if kind == SNAPSHOT { KEPT * 4 } else { KEPT };
         if let Err(why) = store.retain(kind, kept) {
@@ -73,6 +82,33 @@ pub(crate) fn list<T: DeserializeOwned>(
     let parse =
         |r: crate::store::Record| Some((r.changed_at, serde_json::from_slice(&r.bytes).ok()?));
     Ok(records.into_iter().filter_map(parse).collect())
+}
+
+/// A payload that left the host.
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+pub(crate) struct SentRecord {
+    /// When.
+    pub(crate) at: Timestamp,
+    /// To whom.
+    pub(crate) provider: String,
+    /// For which model.
+    pub(crate) model: String,
+    /// About which incident.
+    pub(crate) incident: Option<String>,
+    /// All of it, as it left.
+    pub(crate) bytes: String,
+}
+
+impl From<&Sent> for SentRecord {
+    fn from(sent: &Sent) -> Self {
+        Self {
+            at: sent.at,
+            provider: sent.provider.clone(),
+            model: sent.model.clone(),
+            incident: sent.incident.clone(),
+            bytes: sent.bytes.clone(),
+        }
+    }
 }
 
 /// What is remembered of earlier runs.

@@ -210,7 +210,7 @@ async fn one(source: &Source, id: &str) -> Result<Insight, Trouble> {
 }
 
 /// What an on-call engineer reads.
-fn tell(insight: &Insight) -> String {
+pub(super) fn tell(insight: &Insight) -> String {
     let confidence = number(100.0 * insight.confidence);
     let mut lines = vec![
         format!(

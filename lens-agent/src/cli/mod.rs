@@ -3,6 +3,7 @@
 mod ask;
 mod doctor;
 mod found;
+mod investigate;
 mod list;
 mod out;
 mod run;
@@ -27,7 +28,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
-    Run(Run),
+    Run(Box<Run>),
     #[command(flatten)]
     Other(Other),
 }
@@ -39,6 +40,8 @@ enum Other {
     Doctor(doctor::Doctor),
     /// One look without a running agent
     Snapshot(snapshot::Snapshot),
+    /// What is wrong now
+    Investigate(investigate::Investigate),
     /// Incidents, newest first
     Incidents(found::Incidents),
     /// The newest answer of each incident
@@ -125,6 +128,7 @@ async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
     match command {
         Other::Doctor(doctor) => doctor.run(out),
         Other::Snapshot(snapshot) => snapshot.run(out),
+        Other::Investigate(investigate) => investigate.run(out).await,
         Other::Incidents(incidents) => incidents.run(out).await,
         Other::Insights(insights) => insights.run(out).await,
         Other::Skills(skills) => skills.run(out),

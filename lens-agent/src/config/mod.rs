@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     anomaly,
+    llm::{self, ProviderConfig, budget::Limits},
     outputs::http::{self, Token, TokenError},
     probes,
 };
@@ -78,6 +79,8 @@ pub enum Strategy {
     Auto,
     /// By code only.
     Offline,
+    /// By code at once, and by a model; an error without a provider.
+    AgentLoop,
 }
 
 /// What can be set.
@@ -128,6 +131,13 @@ pub struct Settings {
     /// Take a user stack of one page fault in so many, 0 for none [default: 0]
     #[arg(long, value_name = "N", env = "LENS_FAULT_STACK_ONE_IN")]
     pub fault_stack_one_in: Option<u32>,
+    /// Who serves models; only in the file.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub provider: Vec<ProviderConfig>,
+    /// What investigations with a model may take; only in the file.
+    #[arg(skip)]
+    pub budget: Option<Limits>,
 }
 
 /// Settings that do not make sense.
@@ -160,6 +170,12 @@ pub enum ConfigError {
     /// A pattern.
     #[error(transparent)]
     Glob(#[from] probes::GlobError),
+    /// A provider.
+    #[error(transparent)]
+    Provider(#[from] llm::ConfigError),
+    /// The strategy wants a model, and there is none.
+    #[error("strategy agent-loop needs a [[provider]] in the configuration file")]
+    NoProvider,
     /// Readings too close to one another, or too far apart.
     #[error("an interval of {0} is out of range: from 200ms to 5m")]
     Interval(Span),
@@ -230,6 +246,12 @@ impl Settings {
             allowed_host: list(self.allowed_host, below.allowed_host),
             syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
             fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
+            provider: if self.provider.is_empty() {
+                below.provider
+            } else {
+                self.provider
+            },
+            budget: self.budget.or(below.budget),
         }
     }
 
@@ -254,6 +276,11 @@ impl Settings {
             (None, Some(name)) => Some(Token::from_env(name)?),
             (Some(_), Some(_)) => return Err(ConfigError::TwoTokens),
         };
+        llm::config::check_all(&self.provider)?;
+        let strategy = self.strategy.unwrap_or_default();
+        if strategy == Strategy::AgentLoop && self.provider.is_empty() {
+            return Err(ConfigError::NoProvider);
+        }
         let learn = self.learn.map_or(anomaly::Config::default().learn, |l| l.0);
         Ok(Config {
             probes: probes::Config {
@@ -281,8 +308,10 @@ impl Settings {
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9700))),
-            strategy: self.strategy.unwrap_or_default(),
+            strategy,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+            providers: self.provider,
+            budget: self.budget.unwrap_or_default(),
         })
     }
 }
@@ -304,6 +333,10 @@ pub struct Config {
     pub strategy: Strategy,
     /// Where to remember.
     pub state_dir: PathBuf,
+    /// Who serves models.
+    pub providers: Vec<ProviderConfig>,
+    /// What investigations with a model may take.
+    pub budget: Limits,
 }
 
 #[cfg(test)]

@@ -84,6 +84,11 @@ impl Desk {
         ))
     }
 
+    /// The newest answer about an incident.
+    pub fn answer(&self, incident: &str) -> Option<&Answer> {
+        self.watches.get(incident)?.last.as_ref()
+    }
+
     /// Forgets incidents that are over.
     pub fn retain(&mut self, open: impl Fn(&str) -> bool) {
         self.watches.retain(|id, _| open(id));

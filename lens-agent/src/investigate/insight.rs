@@ -20,6 +20,17 @@ pub enum Verdict {
     Inconclusive,
 }
 
+impl Verdict {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cause => "cause",
+            Self::NothingWrong => "nothing_wrong",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+}
+
 /// A cgroup, and who in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {

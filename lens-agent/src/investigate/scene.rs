@@ -25,8 +25,6 @@ pub struct Scene {
     pub sample: Arc<Sample>,
     /// What code alone makes of it.
     pub answer: Answer,
-    /// The insight that told it.
-    pub told: Option<Arc<str>>,
 }
 
 impl Scene {

@@ -139,7 +139,6 @@ impl World {
             ticks,
             sample: Arc::new(sample),
             answer: Answer::nothing(),
-            told: None,
         };
         let answer = offline::investigate(&scene.case()?, None);
         Some(Scene { answer, ..scene })

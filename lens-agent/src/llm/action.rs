@@ -10,9 +10,7 @@ use super::{
     config::ToolMode,
     outbound::{Fence, Payload},
 };
-
-/// How much of an answer stands in an error, in characters.
-const EXCERPT: usize = 300;
+use crate::base::text::clean;
 
 /// `request` in the form that `mode` asks for.
 pub(super) fn payload(request: &Request, mode: ToolMode, model: Arc<str>, limit: u32) -> Payload {
@@ -48,8 +46,8 @@ pub(super) fn call(
 ) -> Result<ToolCall, ModelError> {
     let malformed = |why: String| ModelError::Malformed {
         provider: Arc::clone(provider),
-        why,
-        said: said.chars().take(EXCERPT).collect(),
+        why: clean(&why),
+        said: clean(said),
         tokens,
     };
     let answer: Value = serde_json::from_str(unquoted(said))

@@ -184,12 +184,12 @@ impl Budget {
         let usd = usd.unwrap_or(0.0);
         allowance.tokens += tokens;
         allowance.usd += usd;
-        let own = self
-            .spent
-            .runs
-            .iter_mut()
-            .rfind(|run| run.at == allowance.began.wall);
-        if let Some(run) = own {
+        // The money belongs to the day, so that any run of the day may carry it: its own is gone
+        // from its place when the clock was set back.
+        let runs = &mut self.spent.runs;
+        let own = runs.iter().rposition(|run| run.at == allowance.began.wall);
+        let at = own.unwrap_or(runs.len().saturating_sub(1));
+        if let Some(run) = runs.get_mut(at) {
             run.usd += usd;
         }
     }
@@ -257,6 +257,11 @@ impl Allowance {
     /// Tokens taken so far.
     pub fn tokens(&self) -> Tokens {
         self.tokens
+    }
+
+    /// Tokens that are left; the last turn may take more, by its own length.
+    pub fn tokens_left(&self) -> u64 {
+        self.limits.tokens.saturating_sub(self.tokens.total())
     }
 
     /// US dollars taken so far; 0 where no price is configured.
@@ -402,6 +407,22 @@ mod tests {
         let refused = budget.turn(&mut time, clock.now());
         assert_eq!(refused, Err(Refused::Time { limit: 5 * MINUTE }));
         assert_eq!(refusals(&budget), 3);
+    }
+
+    #[test]
+    fn money_is_counted_when_the_clock_was_set_back() {
+        let limits = Limits {
+            usd_per_day: Some(0.05),
+            ..Limits::default()
+        };
+        let mut budget = budget(limits);
+        let wrong = ManualClock::new("2036-01-01T00:00:00Z".parse().unwrap());
+        let mut run = budget.begin(wrong.now()).unwrap();
+        let clock = clock();
+        budget.begin(clock.now()).unwrap();
+        budget.took(&mut run, Tokens::default(), Some(0.05));
+        let refused = budget.begin(clock.now()).map(drop);
+        assert_eq!(refused, Err(Refused::Money { limit: 0.05 }));
     }
 
     #[test]

@@ -96,6 +96,14 @@ impl ModelError {
         }
     }
 
+    /// What the failed answer took, as far as it is known: it is paid for all the same.
+    pub fn tokens(&self) -> Tokens {
+        match self {
+            Self::Malformed { tokens, .. } => *tokens,
+            _ => Tokens::default(),
+        }
+    }
+
     /// What to tell the model so that it mends its answer.
     pub fn repair(&self) -> Option<String> {
         let Self::Malformed { why, .. } = self else {

@@ -82,8 +82,7 @@ impl Provider {
         };
         let (tokens, outcome) = match &reply {
             Ok(reply) => (reply.tokens, ModelOutcome::Ok),
-            Err(ModelError::Malformed { tokens, .. }) => (*tokens, ModelOutcome::Error),
-            Err(_) => (Tokens::default(), ModelOutcome::Error),
+            Err(error) => (error.tokens(), ModelOutcome::Error),
         };
         self.outbound.telemetry().emit(Event::ModelCall {
             provider: self.name.to_string(),

@@ -25,7 +25,7 @@ use crate::{
 pub enum Format {
     /// Prometheus text 0.0.4: what everything reads.
     Prometheus,
-    /// OpenMetrics 1.0.0: for who asks for it.
+    /// `OpenMetrics` 1.0.0: for who asks for it.
     OpenMetrics,
 }
 
@@ -80,6 +80,9 @@ struct Scrape {
     open: [(Severity, usize); 3],
 }
 
+/// Puts each value of a metric, with the values of its labels.
+type Read = fn(&Scrape, &mut dyn FnMut(&[&str], f64));
+
 /// A metric that is read at the scrape.
 struct Family {
     /// `lens_<noun>_<unit>`; the encoder adds `_total` to a counter's.
@@ -87,14 +90,14 @@ struct Family {
     help: &'static str,
     kind: MetricType,
     labels: &'static [&'static str],
-    read: fn(&Scrape, &mut dyn FnMut(&[&str], f64)),
+    read: Read,
 }
 
 const fn gauge(
     name: &'static str,
     labels: &'static [&'static str],
     help: &'static str,
-    read: fn(&Scrape, &mut dyn FnMut(&[&str], f64)),
+    read: Read,
 ) -> Family {
     Family {
         name,
@@ -109,7 +112,7 @@ const fn counter(
     name: &'static str,
     labels: &'static [&'static str],
     help: &'static str,
-    read: fn(&Scrape, &mut dyn FnMut(&[&str], f64)),
+    read: Read,
 ) -> Family {
     Family {
         name,
@@ -173,7 +176,7 @@ const FAMILIES: &[Family] = &[
         "CPU time that a kernel program has taken from the tasks it measured.",
         |s, put| {
             each_program(s, |labels, program| {
-                put(labels, program.run_ns as f64 / 1e9)
+                put(labels, program.run_ns as f64 / 1e9);
             });
         },
     ),

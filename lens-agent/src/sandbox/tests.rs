@@ -5,13 +5,6 @@ use tokio::time::Instant;
 
 use super::*;
 
-fn limits() -> Limits {
-    Limits {
-        within: Duration::from_millis(100),
-        ..Limits::default()
-    }
-}
-
 /// What agents give: the two base callbacks, one of a skill, one that fails, and a table.
 fn host() -> Host {
     let mut host = Host::new(vec![
@@ -40,7 +33,7 @@ fn host() -> Host {
 }
 
 fn check(script: &str) -> Result<Value, SandboxError> {
-    run(script, &host(), &limits())
+    run(script, &host(), &Limits::default())
 }
 
 #[test]
@@ -206,6 +199,12 @@ fn what_the_host_gives_is_read_only() {
 
 #[test]
 fn an_endless_script_ends_at_the_deadline() {
+    let after = Duration::from_millis(100);
+    let limits = Limits {
+        within: after,
+        turns: u64::MAX,
+        ..Limits::default()
+    };
     for script in [
         "while true do end",
         "repeat until false",
@@ -222,12 +221,8 @@ fn an_endless_script_ends_at_the_deadline() {
         "table.sort(table.create(1000, 1), function(a, b) while true do end end)",
     ] {
         let began = Instant::now();
-        let after = limits().within;
-        assert_eq!(
-            check(script),
-            Err(SandboxError::Timeout { after }),
-            "{script}"
-        );
+        let done = run(script, &host(), &limits);
+        assert_eq!(done, Err(SandboxError::Timeout { after }), "{script}");
         let took = began.elapsed();
         assert!(took < Duration::from_secs(2), "{script}: {took:?}");
     }
@@ -251,7 +246,7 @@ fn a_long_search_is_refused() {
     }
     // The longest that there is ends by itself, long before the deadline.
     let longest = "return string.rep('a', 8000000):find(string.rep('a', 255) .. 'b', 1, true)";
-    assert_eq!(run(longest, &host(), &Limits::default()), Ok(json!(null)));
+    assert_eq!(check(longest), Ok(json!(null)));
     assert_eq!(check("return ('hello'):find('l')"), Ok(json!(3)));
 }
 
@@ -407,7 +402,7 @@ async fn cancelling_ends_the_script() {
 #[tokio::test]
 async fn a_result_comes_from_the_other_thread() {
     let (host, cancel) = (Arc::new(host()), CancellationToken::new());
-    let done = run_until_cancelled("return 7".into(), host, limits(), cancel).await;
+    let done = run_until_cancelled("return 7".into(), host, Limits::default(), cancel).await;
     assert_eq!(done, Ok(json!(7)));
 }
 
@@ -416,7 +411,7 @@ async fn a_bug_in_a_callback_is_not_the_scripts_to_catch() {
     let bug = Callback::new("bug", "", "", |_| panic!("a bug"));
     let (host, cancel) = (Arc::new(Host::new(vec![bug])), CancellationToken::new());
     let script = "return pcall(bug)".to_owned();
-    let done = run_until_cancelled(script, host, limits(), cancel).await;
+    let done = run_until_cancelled(script, host, Limits::default(), cancel).await;
     assert!(
         matches!(&done, Err(SandboxError::Broken(why)) if why.contains("a bug")),
         "{done:?}"

@@ -8,6 +8,7 @@ mod coordinator;
 mod notification;
 mod operator;
 mod purse;
+mod telling;
 mod tools;
 mod turns;
 
@@ -20,6 +21,7 @@ pub use self::{
     coordinator::investigate,
     notification::{Notification, Severity},
     purse::Purse,
+    telling::insight,
 };
 use super::{category::Category, scene::Scene};
 use crate::{

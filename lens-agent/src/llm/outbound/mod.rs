@@ -162,8 +162,12 @@ impl Outbound {
             tools: tools.iter().map(|tool| self.tool(tool)).collect(),
             answer: answer.as_ref().map(|schema| self.value(schema)),
         };
-        // Only maps with other keys than strings cannot be JSON, and there are none.
-        let bytes = serde_json::to_string(&clear).unwrap_or_default();
+        let bytes = serde_json::to_string(&clear).map_err(|why| ModelError::Provider {
+            provider: label.provider.into(),
+            status: Some(400),
+            why: format!("the request is no JSON, and was not sent: {why}"),
+            retry_after: None,
+        })?;
         if bytes.len() > self.caps.total {
             return Err(ModelError::TooLarge {
                 bytes: bytes.len(),
@@ -202,7 +206,7 @@ impl Outbound {
                 name,
                 content,
             } => Message::ToolResult {
-                call: call.clone(),
+                call: self.plain(call),
                 name: self.plain(name),
                 content: fence.wrap(&self.cut(self.redactor.text(content)).joined()),
             },
@@ -211,7 +215,8 @@ impl Outbound {
 
     fn call(&self, call: &ToolCall) -> ToolCall {
         ToolCall {
-            id: call.id.clone(),
+            // Made up by the model or its server. Changed alike in the call and in its result.
+            id: self.plain(&call.id),
             name: self.plain(&call.name),
             arguments: self.value(&call.arguments),
             // The provider's own, and checked by it to the letter.

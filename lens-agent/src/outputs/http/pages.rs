@@ -19,7 +19,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::problem::problem;
 use crate::{
-    api::{self, Api, skill_infos},
+    api::{self, Api, SinceError, skill_infos},
     base::{
         clock::{Clock as _, SystemClock},
         scope::Scope,
@@ -134,25 +134,25 @@ impl Parameters for Selection {
 }
 
 impl Selection {
-    fn since(&self) -> Result<Option<Timestamp>, Response> {
+    fn since(&self) -> Result<Option<Timestamp>, SinceError> {
         let since = self.since.as_ref();
         let since = since.map(|text| api::since(text, SystemClock.now().wall));
-        since.transpose().map_err(|why| bad(why.to_string()))
+        since.transpose()
     }
 }
 
-async fn incidents(
-    State(api): State<Api>,
-    Asked(of): Asked<Selection>,
-) -> Result<Response, Response> {
-    Ok(Json(api.incidents(of.since()?)).into_response())
+async fn incidents(State(api): State<Api>, Asked(of): Asked<Selection>) -> Response {
+    match of.since() {
+        Ok(since) => Json(api.incidents(since)).into_response(),
+        Err(why) => bad(why.to_string()),
+    }
 }
 
-async fn insights(
-    State(api): State<Api>,
-    Asked(of): Asked<Selection>,
-) -> Result<Response, Response> {
-    Ok(Json(api.insights(of.since()?, of.all)).into_response())
+async fn insights(State(api): State<Api>, Asked(of): Asked<Selection>) -> Response {
+    match of.since() {
+        Ok(since) => Json(api.insights(since, of.all)).into_response(),
+        Err(why) => bad(why.to_string()),
+    }
 }
 
 async fn insight(State(api): State<Api>, id: Result<Path<String>, PathRejection>) -> Response {
