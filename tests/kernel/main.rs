@@ -9,6 +9,10 @@ mod objects;
 #[cfg(test)]
 mod sched;
 #[cfg(test)]
+mod story;
+#[cfg(test)]
 mod syscalls;
 #[cfg(test)]
 mod targets;
+#[cfg(test)]
+mod trouble;

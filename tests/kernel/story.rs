@@ -32,7 +32,15 @@ impl Agent {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let state = tempfile::tempdir()?;
         let child = lens()?
-            .args(["run", "--interval", "1s", "--learn", LEARN, "--cgroup", glob])
+            .args([
+                "run",
+                "--interval",
+                "1s",
+                "--learn",
+                LEARN,
+                "--cgroup",
+                glob,
+            ])
             .arg("--state-dir")
             .arg(state.path())
             .arg("--listen")
@@ -40,23 +48,44 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let agent = Self { child, url: format!("http://{port}"), _state: state };
-        until("the agent is ready", Duration::from_secs(30), || is_ready(port))?;
+        let agent = Self {
+            child,
+            url: format!("http://{port}"),
+            _state: state,
+        };
+        until("the agent is ready", Duration::from_secs(30), || {
+            is_ready(port)
+        })?;
         Ok(agent)
     }
 
     fn ask(&self, words: &[&str]) -> Result<Value> {
-        let output = lens()?.args(words).args(["--json", "--url", &self.url]).output()?;
+        let output = lens()?
+            .args(words)
+            .args(["--json", "--url", &self.url])
+            .output()?;
         let code = output.status.code().unwrap_or(2);
-        ensure!(code < 2, "lens {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            code < 2,
+            "lens {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// Ticks so far, and the part of the series that trust themselves.
     fn has_learned(&self, scope: &str) -> bool {
-        let ticks = self.status().ok().and_then(|s| s["ticks"].as_u64()).unwrap_or_default();
+        let ticks = self
+            .status()
+            .ok()
+            .and_then(|s| s["ticks"].as_u64())
+            .unwrap_or_default();
         let targets = self.ask(&["targets"]).unwrap_or_default();
-        let known = targets.as_array().into_iter().flatten().any(|t| t["path"] == scope);
+        let known = targets
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|t| t["path"] == scope);
         // The series begin with the first tick that sees the cgroup.
         known && ticks >= 20
     }
@@ -76,7 +105,10 @@ impl Agent {
     fn causes(&self) -> Result<Vec<Value>> {
         let insights = self.ask(&["insights"])?;
         let insights = insights.as_array().cloned().unwrap_or_default();
-        Ok(insights.into_iter().filter(|i| i["verdict"] == "cause").collect())
+        Ok(insights
+            .into_iter()
+            .filter(|i| i["verdict"] == "cause")
+            .collect())
     }
 }
 
@@ -105,12 +137,18 @@ fn is_ready(addr: SocketAddr) -> bool {
 
 /// A service that works for a fifth of the time, in short bursts.
 fn serve(cgroup: &Cgroup, nice: &str) -> Result<Child> {
-    spawn(cgroup, &format!("sleeper --burn 1000 --sleep 4000 --cpu 1 --for 120000 --nice {nice}"))
+    spawn(
+        cgroup,
+        &format!("sleeper --burn 1000 --sleep 4000 --cpu 1 --for 120000 --nice {nice}"),
+    )
 }
 
 fn spawn(cgroup: &Cgroup, words: &str) -> Result<Child> {
     let mut command = Command::new(LOAD);
-    command.args(words.split(' ')).args(["--gate", "no"]).stdin(Stdio::null());
+    command
+        .args(words.split(' '))
+        .args(["--gate", "no"])
+        .stdin(Stdio::null());
     cgroup.spawn(command.stdout(Stdio::null()))
 }
 
@@ -121,22 +159,42 @@ fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
     }
     let parent = Cgroup::new(name)?;
     let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
-    let (service, idle) = (serve(&shop, nice)?, spawn(&batch, "sleeper --burn 100 --sleep 50000 --for 120000")?);
+    let (service, idle) = (
+        serve(&shop, nice)?,
+        spawn(&batch, "sleeper --burn 100 --sleep 50000 --for 120000")?,
+    );
     let agent = Agent::start(&format!("{}/*", parent.path()))?;
-    until("a baseline", Duration::from_secs(60), || agent.has_learned(shop.path()))?;
-    ensure!(agent.causes()?.is_empty(), "accused somebody while all was well");
+    until("a baseline", Duration::from_secs(60), || {
+        agent.has_learned(shop.path())
+    })?;
+    ensure!(
+        agent.causes()?.is_empty(),
+        "accused somebody while all was well"
+    );
     let noisy = spawn(&batch, neighbour)?;
-    let open = || agent.ask(&["incidents"]).is_ok_and(|i| i.as_array().is_some_and(|i| !i.is_empty()));
+    let open = || {
+        agent
+            .ask(&["incidents"])
+            .is_ok_and(|i| i.as_array().is_some_and(|i| !i.is_empty()))
+    };
     until("an incident", DETECTED, open)?;
-    until("an insight", TOLD, || agent.causes().is_ok_and(|c| !c.is_empty()))?;
+    until("an insight", TOLD, || {
+        agent.causes().is_ok_and(|c| !c.is_empty())
+    })?;
     let causes = agent.causes()?;
     drop((service, idle, noisy));
     for cause in &causes {
-        ensure!(cause["culprit"]["cgroup"] == batch.path(), "accused an innocent: {cause:#}");
+        ensure!(
+            cause["culprit"]["cgroup"] == batch.path(),
+            "accused an innocent: {cause:#}"
+        );
     }
     let first = causes.first().cloned().context("an insight")?;
     let victims = first["victims"].as_array().cloned().unwrap_or_default();
-    ensure!(victims.iter().any(|v| v["cgroup"] == shop.path()), "no word of the victim: {first:#}");
+    ensure!(
+        victims.iter().any(|v| v["cgroup"] == shop.path()),
+        "no word of the victim: {first:#}"
+    );
     check_evidence(&agent, &first)?;
     Ok(Some(first))
 }
@@ -146,8 +204,14 @@ fn check_evidence(agent: &Agent, insight: &Value) -> Result<()> {
     let claims = insight["claims"].as_array().context("claims")?;
     ensure!(!claims.is_empty());
     let kinds: Vec<&str> = claims.iter().filter_map(|c| c["kind"].as_str()).collect();
-    ensure!(kinds.contains(&"pair") && kinds.contains(&"change"), "{kinds:?}");
-    for evidence in claims.iter().flat_map(|c| c["evidence"].as_array().into_iter().flatten()) {
+    ensure!(
+        kinds.contains(&"pair") && kinds.contains(&"change"),
+        "{kinds:?}"
+    );
+    for evidence in claims
+        .iter()
+        .flat_map(|c| c["evidence"].as_array().into_iter().flatten())
+    {
         ensure!(evidence["holds"] == true, "{evidence}");
         let (seen, value) = (number(evidence, "seen")?, number(evidence, "value")?);
         let holds = match evidence["relation"].as_str().context("a relation")? {
@@ -160,7 +224,12 @@ fn check_evidence(agent: &Agent, insight: &Value) -> Result<()> {
         ensure!(holds, "says that it holds and does not: {evidence}");
     }
     let status = agent.status()?;
-    ensure!(status["quality"]["lost"].as_object().is_none_or(serde_json::Map::is_empty), "{status}");
+    ensure!(
+        status["quality"]["lost"]
+            .as_object()
+            .is_none_or(serde_json::Map::is_empty),
+        "{status}"
+    );
     Ok(())
 }
 
@@ -171,7 +240,11 @@ fn number(of: &Value, key: &str) -> Result<f64> {
 #[test]
 fn a_noisy_neighbour_is_named_with_evidence() -> Result<()> {
     // Ten steps of niceness are a weight of about ten to one.
-    let told = story("story-neighbour", "10", "burn --threads 4 --cpu 1 --nice 0 --for 60000")?;
+    let told = story(
+        "story-neighbour",
+        "10",
+        "burn --threads 4 --cpu 1 --nice 0 --for 60000",
+    )?;
     if let Some(insight) = told {
         assert_eq!(insight["category"], "cpu_contention", "{insight:#}");
     }
@@ -180,7 +253,11 @@ fn a_noisy_neighbour_is_named_with_evidence() -> Result<()> {
 
 #[test]
 fn a_neighbour_of_equal_weight_is_named_too() -> Result<()> {
-    let told = story("story-equal", "0", "burn --threads 8 --cpu 1 --nice 0 --for 60000")?;
+    let told = story(
+        "story-equal",
+        "0",
+        "burn --threads 8 --cpu 1 --nice 0 --for 60000",
+    )?;
     if let Some(insight) = told {
         assert_eq!(insight["category"], "cpu_contention", "{insight:#}");
     }
@@ -189,10 +266,17 @@ fn a_neighbour_of_equal_weight_is_named_too() -> Result<()> {
 
 #[test]
 fn a_pinned_ping_pong_is_named_too() -> Result<()> {
-    let told = story("story-pingpong", "0", "pingpong --threads 3 --cpu 1 --nice 0 --for 60000")?;
+    let told = story(
+        "story-pingpong",
+        "0",
+        "pingpong --threads 3 --cpu 1 --nice 0 --for 60000",
+    )?;
     if let Some(insight) = told {
         let category = insight["category"].as_str().unwrap_or_default();
-        assert!(["cpu_contention", "syscall_storm"].contains(&category), "{insight:#}");
+        assert!(
+            ["cpu_contention", "syscall_storm"].contains(&category),
+            "{insight:#}"
+        );
     }
     Ok(())
 }
@@ -207,12 +291,22 @@ fn eight_spinners_that_hurt_nobody_are_nobodys_fault() -> Result<()> {
     let service = spawn(&shop, "sleeper --burn 200 --sleep 20000 --for 120000")?;
     let idle = spawn(&batch, "sleeper --burn 100 --sleep 50000 --for 120000")?;
     let agent = Agent::start(&format!("{}/*", parent.path()))?;
-    until("a baseline", Duration::from_secs(60), || agent.has_learned(shop.path()))?;
-    let ticks = |agent: &Agent| agent.status().ok().and_then(|s| s["ticks"].as_u64()).unwrap_or_default();
+    until("a baseline", Duration::from_secs(60), || {
+        agent.has_learned(shop.path())
+    })?;
+    let ticks = |agent: &Agent| {
+        agent
+            .status()
+            .ok()
+            .and_then(|s| s["ticks"].as_u64())
+            .unwrap_or_default()
+    };
     let began = ticks(&agent);
     // The least weight that a normal task can have: they take what nobody wants.
     let spinners = spawn(&batch, "burn --threads 8 --nice 19 --for 60000")?;
-    until("fifteen readings", Duration::from_secs(40), || ticks(&agent) >= began + 15)?;
+    until("fifteen readings", Duration::from_secs(40), || {
+        ticks(&agent) >= began + 15
+    })?;
     let causes = agent.causes()?;
     drop((service, idle, spinners));
     ensure!(causes.is_empty(), "accused somebody: {causes:#?}");
