@@ -2,19 +2,21 @@
 //! the agent says who did it, to whom, with evidence.
 
 use std::{
-    io::Read as _,
-    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lens_tests::{cgroup::Cgroup, lens, root_or_say_not_run, until};
+use lens_tests::{cgroup::Cgroup, http, lens, root_or_say_not_run, running::Running, until};
 use serde_json::Value;
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
+/// A service that does next to nothing.
+const IDLE: &str = "sleeper --burn 100 --sleep 50000 --for 120000";
 /// How long a series is watched before it trusts itself.
 const LEARN: &str = "12s";
+/// Ticks, two a second, after which it does.
+const LEARNED: u64 = 32;
 /// An incident must be decided this soon after the onset.
 const DETECTED: Duration = Duration::from_secs(10);
 /// An insight may wait for a second look.
@@ -22,134 +24,93 @@ const TOLD: Duration = Duration::from_secs(20);
 
 /// A running agent that watches the cgroups of one test.
 struct Agent {
-    child: Child,
-    url: String,
+    running: Running,
     _state: tempfile::TempDir,
 }
 
 impl Agent {
     fn start(glob: &str) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let state = tempfile::tempdir()?;
-        let child = lens()?
-            .args([
-                "run",
-                "--interval",
-                "1s",
-                "--learn",
-                LEARN,
-                "--cgroup",
-                glob,
-            ])
-            .arg("--state-dir")
-            .arg(state.path())
-            .arg("--listen")
-            .arg(port.to_string())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let agent = Self {
-            child,
-            url: format!("http://{port}"),
+        let arguments = ["--learn", LEARN, "--cgroup", glob];
+        Ok(Self {
+            running: Running::start(state.path(), &arguments)?,
             _state: state,
-        };
-        until("the agent is ready", Duration::from_secs(30), || {
-            is_ready(port)
-        })?;
-        Ok(agent)
+        })
     }
 
-    fn ask(&self, words: &[&str]) -> Result<Value> {
-        let output = lens()?
-            .args(words)
-            .args(["--json", "--url", &self.url])
-            .output()?;
-        let code = output.status.code().unwrap_or(2);
-        ensure!(
-            code < 2,
-            "lens {words:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(serde_json::from_slice(&output.stdout)?)
+    fn get(&self, path: &str) -> Result<Value> {
+        http::ask(self.running.addr, &format!("/api/v1/{path}"))?.json()
     }
 
-    /// Ticks so far, and the part of the series that trust themselves.
-    fn has_learned(&self, scope: &str) -> bool {
-        let ticks = self
-            .status()
+    fn ticks(&self) -> u64 {
+        self.get("status")
             .ok()
             .and_then(|s| s["ticks"].as_u64())
-            .unwrap_or_default();
-        let targets = self.ask(&["targets"]).unwrap_or_default();
-        let known = targets
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|t| t["path"] == scope);
-        // The series begin with the first tick that sees the cgroup.
-        known && ticks >= 20
+            .unwrap_or_default()
     }
 
-    fn status(&self) -> Result<Value> {
-        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://"))?;
-        std::io::Write::write_all(
-            &mut stream,
-            b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        )?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let body = text.split_once("\r\n\r\n").context("no body")?.1;
-        Ok(serde_json::from_str(body)?)
+    /// Whether there is an incident; asked as a script would ask.
+    fn has_incident(&self) -> bool {
+        let output = lens().and_then(|mut lens| {
+            Ok(lens
+                .args(["incidents", "--json", "--url", &self.running.url()])
+                .output()?)
+        });
+        // 1 is a finding: an incident is open.
+        output.is_ok_and(|o| o.status.code() == Some(1))
     }
 
     fn causes(&self) -> Result<Vec<Value>> {
-        let insights = self.ask(&["insights"])?;
-        let insights = insights.as_array().cloned().unwrap_or_default();
+        let insights = self
+            .get("insights")?
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         Ok(insights
             .into_iter()
             .filter(|i| i["verdict"] == "cause")
             .collect())
     }
-}
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // SIGTERM, as a service manager would; it is our own child.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
+    /// Waits until the series of the cgroups, which were there first, trust themselves.
+    fn learn(&self) -> Result<()> {
+        until("a baseline", Duration::from_mins(1), || {
+            self.ticks() >= LEARNED
+        })?;
+        ensure!(
+            self.causes()?.is_empty(),
+            "accused somebody while all was well"
+        );
+        Ok(())
     }
 }
 
-fn is_ready(addr: SocketAddr) -> bool {
-    let ask = || -> Result<bool> {
-        let mut stream = TcpStream::connect(addr)?;
-        std::io::Write::write_all(
-            &mut stream,
-            b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        )?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text.starts_with("HTTP/1.1 200"))
-    };
-    ask().unwrap_or(false)
-}
-
 /// A service that works for a fifth of the time, in short bursts.
-fn serve(cgroup: &Cgroup, nice: &str) -> Result<Child> {
+fn serve(cgroup: &Cgroup, nice: &str) -> Result<Load> {
     spawn(
         cgroup,
         &format!("sleeper --burn 1000 --sleep 4000 --cpu 1 --for 120000 --nice {nice}"),
     )
 }
 
-fn spawn(cgroup: &Cgroup, words: &str) -> Result<Child> {
+/// A load that ends with this value.
+struct Load(Child);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(cgroup: &Cgroup, words: &str) -> Result<Load> {
     let mut command = Command::new(LOAD);
     command
         .args(words.split(' '))
         .args(["--gate", "no"])
         .stdin(Stdio::null());
-    cgroup.spawn(command.stdout(Stdio::null()))
+    Ok(Load(cgroup.spawn(command.stdout(Stdio::null()))?))
 }
 
 /// A healthy service, then `neighbour` beside it; the insight that names it.
@@ -159,30 +120,16 @@ fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
     }
     let parent = Cgroup::new(name)?;
     let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
-    let (service, idle) = (
-        serve(&shop, nice)?,
-        spawn(&batch, "sleeper --burn 100 --sleep 50000 --for 120000")?,
-    );
+    let _service = serve(&shop, nice)?;
+    let _idle = spawn(&batch, IDLE)?;
     let agent = Agent::start(&format!("{}/*", parent.path()))?;
-    until("a baseline", Duration::from_secs(60), || {
-        agent.has_learned(shop.path())
-    })?;
-    ensure!(
-        agent.causes()?.is_empty(),
-        "accused somebody while all was well"
-    );
-    let noisy = spawn(&batch, neighbour)?;
-    let open = || {
-        agent
-            .ask(&["incidents"])
-            .is_ok_and(|i| i.as_array().is_some_and(|i| !i.is_empty()))
-    };
-    until("an incident", DETECTED, open)?;
+    agent.learn()?;
+    let _noisy = spawn(&batch, neighbour)?;
+    until("an incident", DETECTED, || agent.has_incident())?;
     until("an insight", TOLD, || {
         agent.causes().is_ok_and(|c| !c.is_empty())
     })?;
     let causes = agent.causes()?;
-    drop((service, idle, noisy));
     for cause in &causes {
         ensure!(
             cause["culprit"]["cgroup"] == batch.path(),
@@ -223,7 +170,7 @@ fn check_evidence(agent: &Agent, insight: &Value) -> Result<()> {
         };
         ensure!(holds, "says that it holds and does not: {evidence}");
     }
-    let status = agent.status()?;
+    let status = agent.get("status")?;
     ensure!(
         status["quality"]["lost"]
             .as_object()
@@ -288,27 +235,16 @@ fn eight_spinners_that_hurt_nobody_are_nobodys_fault() -> Result<()> {
     }
     let parent = Cgroup::new("story-spinners")?;
     let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
-    let service = spawn(&shop, "sleeper --burn 200 --sleep 20000 --for 120000")?;
-    let idle = spawn(&batch, "sleeper --burn 100 --sleep 50000 --for 120000")?;
+    let _service = spawn(&shop, "sleeper --burn 200 --sleep 20000 --for 120000")?;
+    let _idle = spawn(&batch, IDLE)?;
     let agent = Agent::start(&format!("{}/*", parent.path()))?;
-    until("a baseline", Duration::from_secs(60), || {
-        agent.has_learned(shop.path())
-    })?;
-    let ticks = |agent: &Agent| {
-        agent
-            .status()
-            .ok()
-            .and_then(|s| s["ticks"].as_u64())
-            .unwrap_or_default()
-    };
-    let began = ticks(&agent);
-    // The least weight that a normal task can have: they take what nobody wants.
-    let spinners = spawn(&batch, "burn --threads 8 --nice 19 --for 60000")?;
+    agent.learn()?;
+    let began = agent.ticks();
+    let _spinners = spawn(&batch, "burn --threads 8 --for 60000")?;
     until("fifteen readings", Duration::from_secs(40), || {
-        ticks(&agent) >= began + 15
+        agent.ticks() >= began + 15
     })?;
     let causes = agent.causes()?;
-    drop((service, idle, spinners));
     ensure!(causes.is_empty(), "accused somebody: {causes:#?}");
     Ok(())
 }

@@ -3,7 +3,9 @@
 //! Told from its neighbours: under its own quota a cgroup waits as well, but behind nobody
 //! (`cpu_throttling`); eight spinners wait for one another, which is their own affair. So it takes
 //! a victim whose waits behind *others* rose, and one other cgroup that held the CPU for a good
-//! part of them, more than it did before.
+//! part of them, more than it did before. And the one that changed is the other: it uses more CPU than
+//! it used to, and the victim does not. Who begins to burn CPU beside one that was busy already
+//! waits too, and has nobody to blame.
 
 use super::{Mechanism, Proposal};
 use crate::{
@@ -14,10 +16,11 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct CpuContention;
 
+const CPU: &str = "cpu_ms_per_sec";
 /// A victim's waits behind others.
 pub(super) const WAIT: &str = "runq_wait_others_ms_per_sec";
-/// The part of them that makes a culprit: the largest of several may still be most of it.
-const CULPRIT: f64 = 0.4;
+/// The part of them that makes a culprit: the largest of several that changed.
+const CULPRIT: f64 = 0.3;
 /// The part that makes a victim one of this culprit's.
 const SAME: f64 = 0.3;
 
@@ -37,10 +40,9 @@ impl Mechanism for CpuContention {
         victims.sort_by(|a, b| is_root(a.0).cmp(&is_root(b.0)).then(b.1.total_cmp(&a.1)));
         let mut proposals: Vec<Proposal> = Vec::new();
         for (victim, _) in &victims {
-            let Some((culprit, _)) = case.causers(victim, WAIT).into_iter().next() else {
+            let Some(culprit) = culprit(case, victim) else {
                 continue;
             };
-            let culprit = Scope::Cgroup(culprit);
             if proposals
                 .iter()
                 .any(|p| p.culprit.as_ref() == Some(&culprit))
@@ -59,17 +61,13 @@ impl Mechanism for CpuContention {
             let mut all = vec![(*victim).clone()];
             all.extend(also.map(|(scope, _)| (*scope).clone()));
             let mut supporting = vec![
-                Statement::Rose {
-                    scope: culprit.clone(),
-                    metric: "cpu_ms_per_sec",
-                },
                 Statement::Normal {
                     scope: (*victim).clone(),
                     metric: "runq_wait_quota_ms_per_sec",
                 },
                 Statement::Share {
                     scope: culprit.clone(),
-                    metric: "cpu_ms_per_sec",
+                    metric: CPU,
                     least: 0.3,
                 },
             ];
@@ -79,20 +77,34 @@ impl Mechanism for CpuContention {
                 by: by.clone(),
                 least: SAME,
             }));
+            let mut required = vec![
+                Statement::Rose {
+                    scope: (*victim).clone(),
+                    metric: WAIT,
+                },
+                Statement::Caused {
+                    victim: (*victim).clone(),
+                    metric: WAIT,
+                    by,
+                    least: CULPRIT,
+                },
+            ];
+            // A cgroup that is not watched has no numbers of its own.
+            if case.value(&culprit, CPU).is_some() {
+                required.push(Statement::Rose {
+                    scope: culprit.clone(),
+                    metric: CPU,
+                });
+            }
+            if case.value(victim, CPU).is_some() {
+                required.push(Statement::Normal {
+                    scope: (*victim).clone(),
+                    metric: CPU,
+                });
+            }
             proposals.push(Proposal {
                 category: self.category(),
-                required: vec![
-                    Statement::Rose {
-                        scope: (*victim).clone(),
-                        metric: WAIT,
-                    },
-                    Statement::Caused {
-                        victim: (*victim).clone(),
-                        metric: WAIT,
-                        by,
-                        least: CULPRIT,
-                    },
-                ],
+                required,
                 supporting,
                 next_steps: vec![
                     format!(
@@ -108,4 +120,19 @@ impl Mechanism for CpuContention {
         }
         proposals
     }
+}
+
+/// Of those that held the CPU for a good part of the victim's waits, the first that changed; if
+/// none did, the first.
+fn culprit(case: &Case<'_>, victim: &Scope) -> Option<Scope> {
+    let waited = case.value(victim, WAIT)?;
+    let causers = case.causers(victim, WAIT);
+    let mut guilty = causers
+        .iter()
+        .filter(|(_, held)| *held >= CULPRIT * waited)
+        .map(|(path, _)| Scope::Cgroup(path.clone()));
+    guilty
+        .clone()
+        .find(|scope| case.rose(scope, CPU))
+        .or_else(|| guilty.next())
 }
