@@ -7,6 +7,10 @@ mod memory;
 #[cfg(test)]
 mod objects;
 #[cfg(test)]
+mod sched;
+#[cfg(test)]
 mod syscalls;
+#[cfg(test)]
+mod targets;
 #[cfg(test)]
 mod trouble;

@@ -87,6 +87,8 @@ pub struct Agent {
     store: Arc<Store>,
 }
 
+/// Children that are to fail once, separated by commas.
+const BREAK: &str = "LENS_INJECT_PANIC";
 /// How long children may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -218,7 +220,18 @@ impl Agent {
                 let http = http.clone();
                 async move { http.serve(token).await }
             });
+        agent.break_on_purpose();
         Ok(agent)
+    }
+
+    /// For tests: each child that [`BREAK`] names fails once, as if it had panicked.
+    fn break_on_purpose(&self) {
+        let names = std::env::var(BREAK).unwrap_or_default();
+        for name in names.split(',').filter(|n| !n.is_empty()) {
+            if !self.supervisor.inject_panic(name) {
+                tracing::warn!(name, "{BREAK} names no child");
+            }
+        }
     }
 
     fn observe(

@@ -249,6 +249,11 @@ impl Probes {
         &self.targets
     }
 
+    /// Whether each slot of the table of targets is in exactly one place. For tests.
+    pub fn audit_targets(&mut self) -> Result<(), String> {
+        self.targets.audit()
+    }
+
     /// Names of the probes that run.
     pub fn running(&self) -> impl Iterator<Item = &'static str> {
         self.running.iter().map(|p| p.name())
