@@ -118,7 +118,7 @@ impl Prepared {
         listener.set_nonblocking(true).map_err(cannot)?;
         let listening = listener.local_addr().map_err(cannot)?;
         let host = HostReader::new(Root::default())?;
-        let watched = observe::watched(&host)?;
+        let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
         give_memory_back();
         let mut quality = Quality::default();

@@ -16,7 +16,7 @@ use crate::{
 /// Ticks before the onset without which there is no "before".
 const ENOUGH: usize = 3;
 /// What was seen before the onset may be exceeded by this factor before it counts as a change.
-const HEADROOM: f64 = 1.25;
+pub(super) const HEADROOM: f64 = 1.25;
 
 /// An incident, and all that was seen around it.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::case::Case;
+use super::case::{Case, HEADROOM};
 use crate::{
     anomaly::Source,
     base::{
@@ -187,6 +187,13 @@ pub enum Statement {
         /// The later.
         then: (Scope, &'static str),
     },
+    /// `metric` of `scope` is no more than it was before the onset, but for a quarter.
+    Kept {
+        /// Whose.
+        scope: Scope,
+        /// What.
+        metric: &'static str,
+    },
     /// `metric` of `scope` is within what is normal for it.
     Normal {
         /// Whose.
@@ -209,7 +216,7 @@ impl Statement {
             Self::Reached { .. } => Kind::Limit,
             Self::Exceeds { .. } => Kind::Level,
             Self::Order { .. } => Kind::Order,
-            Self::Normal { .. } => Kind::Absence,
+            Self::Kept { .. } | Self::Normal { .. } => Kind::Absence,
         }
     }
 
@@ -286,6 +293,20 @@ impl Statement {
                 (text, vec![row])
             }
             Self::Order { first, then } => order(case, first, then)?,
+            Self::Kept { scope, metric } => {
+                let before = case
+                    .before(scope, metric, None)
+                    .into_iter()
+                    .max_by(f64::total_cmp)?;
+                let most = before * HEADROOM;
+                let row = evidence(case, scope, metric, None, Relation::AtMost, most)?;
+                let (seen, before) = (show(case, metric, row.seen), show(case, metric, before));
+                let name = capital(&short(metric));
+                (
+                    format!("{name} of {scope} did not grow: {seen}, before up to {before}."),
+                    vec![row],
+                )
+            }
             Self::Normal { scope, metric } => {
                 let normal = case.normal(scope, metric)?;
                 let row = evidence(case, scope, metric, None, Relation::AtMost, normal.high)?;

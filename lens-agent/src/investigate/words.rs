@@ -8,7 +8,7 @@ use crate::base::snapshot::By;
 const ROUNDED: f64 = 0.06;
 
 /// Whether every number and every path in `text` occurs in `claims`.
-pub fn are_borne_out(text: &str, claims: &[Claim]) -> bool {
+pub(super) fn are_borne_out(text: &str, claims: &[Claim]) -> bool {
     let claimed: Vec<f64> = claims.iter().flat_map(numbers_of).collect();
     let names: Vec<String> = claims.iter().flat_map(names_of).collect();
     let paths_are_known = paths(text).all(|path| names.iter().any(|n| n == path));

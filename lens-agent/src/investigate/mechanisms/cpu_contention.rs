@@ -97,7 +97,7 @@ impl Mechanism for CpuContention {
                 });
             }
             if case.value(victim, CPU).is_some() {
-                required.push(Statement::Normal {
+                required.push(Statement::Kept {
                     scope: (*victim).clone(),
                     metric: CPU,
                 });
