@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 #![expect(
+    clippy::cast_possible_truncation,
+    clippy::inline_always,
     clippy::needless_pass_by_value,
     reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
 )]
@@ -117,6 +119,10 @@ unsafe fn stack_of(ctx: &BtfTracePointContext) -> Option<u64> {
         }
         if STACK.get_ptr(key).is_none() {
             // Another CPU may have been faster.
+            #[expect(
+                clippy::needless_borrows_for_generic_args,
+                reason = "by value it would not fit a program's stack"
+            )]
             let _ = STACK.insert(key, &*scratch, u64::from(BPF_NOEXIST));
             STACK.get_ptr(key)?;
         }
