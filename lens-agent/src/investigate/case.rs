@@ -16,7 +16,7 @@ use crate::{
 /// Ticks before the onset without which there is no "before".
 const ENOUGH: usize = 3;
 /// What was seen before the onset may be exceeded by this factor before it counts as a change.
-pub(super) const HEADROOM: f64 = 1.25;
+const HEADROOM: f64 = 1.25;
 
 /// An incident, and all that was seen around it.
 #[derive(Debug)]
@@ -171,6 +171,21 @@ impl<'a> Case<'a> {
     pub fn rose(&self, scope: &Scope, metric: &str) -> bool {
         let value = self.value(scope, metric);
         matches!((value, self.normal(scope, metric)), (Some(v), Some(n)) if v > n.high)
+    }
+
+    /// The most there was before the onset, with a quarter more; `None` if nothing was seen.
+    pub fn most_before(&self, scope: &Scope, metric: &str) -> Option<f64> {
+        let before = self.before(scope, metric, None);
+        before
+            .into_iter()
+            .max_by(f64::total_cmp)
+            .map(|most| most * HEADROOM)
+    }
+
+    /// Whether there is more than before the onset.
+    pub fn grew(&self, scope: &Scope, metric: &str) -> bool {
+        let (now, most) = (self.value(scope, metric), self.most_before(scope, metric));
+        matches!((now, most), (Some(now), Some(most)) if now > most)
     }
 
     /// Which cgroups caused `metric` in `scope`, largest part first.

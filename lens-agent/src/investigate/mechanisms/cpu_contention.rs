@@ -35,90 +35,77 @@ impl Mechanism for CpuContention {
             .filter(|scope| **scope != Scope::Host)
             .filter_map(|scope| Some((scope, case.value(scope, WAIT)?)))
             .collect();
-        // The root cgroup holds whatever nobody has put anywhere: a service is told first.
-        let is_root = |scope: &Scope| scope.path() == Some("/");
-        victims.sort_by(|a, b| is_root(a.0).cmp(&is_root(b.0)).then(b.1.total_cmp(&a.1)));
+        // One that has grown is no victim, and is struck out. The root cgroup holds whatever
+        // nobody has put anywhere: a service is told first.
+        let last = |scope: &Scope| (case.grew(scope, CPU), scope.path() == Some("/"));
+        victims.sort_by(|a, b| last(a.0).cmp(&last(b.0)).then(b.1.total_cmp(&a.1)));
         let mut proposals: Vec<Proposal> = Vec::new();
         for (victim, _) in &victims {
             let Some(culprit) = culprit(case, victim) else {
                 continue;
             };
-            if proposals
-                .iter()
-                .any(|p| p.culprit.as_ref() == Some(&culprit))
-            {
-                continue;
+            let known = |p: &Proposal| p.culprit.as_ref() == Some(&culprit);
+            if !proposals.iter().any(known) {
+                proposals.push(proposal(case, victim, culprit, &victims));
             }
-            let by = By::Cgroup(culprit.path().unwrap_or_default().into());
-            let also = victims.iter().filter(|(scope, waited)| {
-                scope != victim
-                    && **scope != culprit
-                    && case
-                        .newest
-                        .pair(scope, WAIT, &by)
-                        .is_some_and(|held| held >= SAME * waited)
-            });
-            let mut all = vec![(*victim).clone()];
-            all.extend(also.map(|(scope, _)| (*scope).clone()));
-            let mut supporting = vec![
-                Statement::Normal {
-                    scope: (*victim).clone(),
-                    metric: "runq_wait_quota_ms_per_sec",
-                },
-                Statement::Share {
-                    scope: culprit.clone(),
-                    metric: CPU,
-                    least: 0.3,
-                },
-            ];
-            supporting.extend(all.iter().skip(1).map(|scope| Statement::Caused {
-                victim: scope.clone(),
-                metric: WAIT,
-                by: by.clone(),
-                least: SAME,
-            }));
-            let mut required = vec![
-                Statement::Rose {
-                    scope: (*victim).clone(),
-                    metric: WAIT,
-                },
-                Statement::Caused {
-                    victim: (*victim).clone(),
-                    metric: WAIT,
-                    by,
-                    least: CULPRIT,
-                },
-            ];
-            // A cgroup that is not watched has no numbers of its own.
-            if case.value(&culprit, CPU).is_some() {
-                required.push(Statement::Rose {
-                    scope: culprit.clone(),
-                    metric: CPU,
-                });
-            }
-            if case.value(victim, CPU).is_some() {
-                required.push(Statement::Kept {
-                    scope: (*victim).clone(),
-                    metric: CPU,
-                });
-            }
-            proposals.push(Proposal {
-                category: self.category(),
-                required,
-                supporting,
-                next_steps: vec![
-                    format!(
-                        "Give {culprit} a lower CPU weight or a quota, or move it to other CPUs."
-                    ),
-                    format!(
-                        "If {culprit} is meant to have the CPU, give {victim} a higher weight."
-                    ),
-                ],
-                culprit: Some(culprit),
-                victims: all,
-            });
         }
         proposals
+    }
+}
+
+/// `culprit` holds the CPU for which `victim` waits, and others of the `waiting`.
+fn proposal(
+    case: &Case<'_>,
+    victim: &Scope,
+    culprit: Scope,
+    waiting: &[(&Scope, f64)],
+) -> Proposal {
+    let by = By::Cgroup(culprit.path().unwrap_or_default().into());
+    let also = waiting.iter().filter(|(scope, waited)| {
+        let held = case.newest.pair(scope, WAIT, &by).unwrap_or_default();
+        *scope != victim && **scope != culprit && !case.grew(scope, CPU) && held >= SAME * waited
+    });
+    let mut victims = vec![victim.clone()];
+    victims.extend(also.map(|(scope, _)| (*scope).clone()));
+    let caused = |victim: &Scope, least: f64| Statement::Caused {
+        victim: victim.clone(),
+        metric: WAIT,
+        by: by.clone(),
+        least,
+    };
+    let (scope, metric) = (victim.clone(), WAIT);
+    let mut required = vec![Statement::Rose { scope, metric }, caused(victim, CULPRIT)];
+    // A cgroup that is not watched has no numbers of its own.
+    if case.value(&culprit, CPU).is_some() {
+        let (scope, metric) = (culprit.clone(), CPU);
+        required.push(Statement::Rose { scope, metric });
+    }
+    if case.value(victim, CPU).is_some() {
+        let (scope, metric) = (victim.clone(), CPU);
+        required.push(Statement::Kept { scope, metric });
+    }
+    let mut supporting = vec![
+        Statement::Normal {
+            scope: victim.clone(),
+            metric: "runq_wait_quota_ms_per_sec",
+        },
+        Statement::Share {
+            scope: culprit.clone(),
+            metric: CPU,
+            least: 0.3,
+        },
+    ];
+    supporting.extend(victims.iter().skip(1).map(|scope| caused(scope, SAME)));
+    Proposal {
+        category: Category::CpuContention,
+        required,
+        supporting,
+        next_steps: vec![
+            format!("Give {culprit} a lower CPU weight or a quota, or move it to other CPUs."),
+            format!("If {culprit} is meant to have the CPU, give {victim} a higher weight."),
+        ],
+        culprit: Some(culprit),
+        victims,
     }
 }
 
@@ -131,8 +118,6 @@ fn culprit(case: &Case<'_>, victim: &Scope) -> Option<Scope> {
         .iter()
         .filter(|(_, held)| *held >= CULPRIT * waited)
         .map(|(path, _)| Scope::Cgroup(path.clone()));
-    guilty
-        .clone()
-        .find(|scope| case.rose(scope, CPU))
-        .or_else(|| guilty.next())
+    let changed = guilty.clone().find(|scope| case.rose(scope, CPU));
+    changed.or_else(|| guilty.next())
 }
