@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     KernelReading, Probe, ProbeError, Setup,
     mapped::Mapped,
+    near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
@@ -111,6 +112,7 @@ pub struct Sched {
     pairs: Mapped<Pair>,
     runs: Mapped<Runs>,
     throttled: Mapped<Throttled>,
+    near: Near,
     /// Where the waits under way can be read; absent where the kernel does not keep them.
     waiting: Option<PathBuf>,
     splits_quota: bool,
@@ -169,6 +171,7 @@ impl Sched {
             .per_cpu("PAIR", PAIRS)
             .per_cpu("RUN", 1);
         plan.per_cpu("THROTTLE", THROTTLED);
+        Near::plan(&mut plan);
         let mut object = plan.load()?;
         let waiting = if has_sched_info {
             object.pin_iterator("waiting", types, setup.pins).ok()
@@ -187,6 +190,7 @@ impl Sched {
             pairs: object.mapped("PAIR", PAIRS)?,
             runs: object.mapped("RUN", 1)?,
             throttled: object.mapped("THROTTLE", THROTTLED)?,
+            near: Near::of(&object)?,
             object,
             waiting,
             splits_quota,
@@ -357,6 +361,7 @@ impl Probe for Sched {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
+        self.near.forget();
         let slots: BTreeMap<u64, u32> = targets
             .live()
             .iter()

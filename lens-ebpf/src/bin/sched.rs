@@ -37,7 +37,7 @@ use lens_ebpf::{
     field::read,
     flat,
     loss::count,
-    offsets, per_cpu,
+    near, offsets, per_cpu,
     target::{cgroup_of, slot_of},
     task::TaskStorage,
 };
@@ -149,7 +149,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             );
         }
         if next_pid != 0
-            && let Some(slot) = slot_of(next_cgroup)
+            && let Some(slot) = near::slot_of(next_cgroup)
         {
             come(next, next_cgroup, cpu, slot, runs, now);
         }
