@@ -1,7 +1,13 @@
-//! What the suites share: cgroups of a test's own ([`cgroup`]), and waiting for something to become
-//! true.
+//! What the suites share: the built binary ([`commands`]) and a running agent ([`running`]), a server
+//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]), and
+//! waiting for something to become true.
 
 pub mod cgroup;
+pub mod commands;
+pub mod http;
+pub mod running;
+pub mod sample;
+pub mod served;
 
 use std::{
     env,

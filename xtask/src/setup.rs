@@ -30,8 +30,8 @@ const LINKER_PACKAGES: &[&str] = &[
     "zlib1g-dev",
     "libzstd-dev",
 ];
-/// What the kernel tests and the exam use.
-const TEST_PACKAGES: &[&str] = &["stress-ng", "libbpf-tools"];
+/// What the tests and the exam use.
+const TEST_PACKAGES: &[&str] = &["stress-ng", "libbpf-tools", "prometheus"];
 
 /// Where Debian's compiler has the `core` of the BPF target.
 const PREBUILT_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none";
@@ -66,8 +66,8 @@ pub(crate) fn ensure_lint() -> Result<bool> {
     })
 }
 
-/// Whether anything had to be installed before the tests that need root can run. Elsewhere than on
-/// Debian nothing is: there, a test whose tool is missing says so.
+/// Whether anything had to be installed before the tests can run. Elsewhere than on Debian nothing
+/// is: there, a test whose tool is missing says so.
 pub(crate) fn ensure_test() -> Result<bool> {
     ensure(|| {
         let packages = if workspace::is_debian() {

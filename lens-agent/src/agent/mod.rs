@@ -202,7 +202,16 @@ impl Agent {
             store,
         };
         agent.observe(&config, clock, probes, host)?;
-        let http = http::Server::new(agent.api.clone(), listener);
+        let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
+            StartError::Listen {
+                addr: listening,
+                why,
+            }
+        })?;
+        if let Some(why) = http.shut() {
+            let key = "listen".to_owned();
+            agent.telemetry.emit(Event::ConfigWarning { key, why });
+        }
         agent
             .supervisor
             .child(Spec::permanent("http"), move |token| {

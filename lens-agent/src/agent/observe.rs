@@ -228,6 +228,7 @@ fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> P
     ProgramStatus {
         name: now.program,
         runs: now.runs,
+        run_ns: now.run_ns,
         runs_per_sec: over(runs * 1e9),
         ns_per_run: (runs > 0.0).then(|| run_ns / runs),
         cpu_percent: over(run_ns * 100.0),

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Outcome, Trouble,
-    ask::{Ask, Source},
+    ask::Ask,
     found::tell,
-    out::Out,
+    out::{Out, note},
     run::need_root,
 };
 use crate::{
@@ -40,8 +40,8 @@ const STEP: Duration = Duration::from_secs(1);
 
 impl Investigate {
     pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let insights = match self.ask.find().await {
-            Ok(Source::Agent(agent)) => {
+        let insights = match self.ask.agent().await {
+            Ok(agent) => {
                 // The agent investigates every tick: its newest answers are those of now.
                 let open: Vec<anomaly::Incident> = agent.get("incidents", &[]).await?;
                 let told: Vec<Insight> = agent.get("insights", &[]).await?;
@@ -49,7 +49,8 @@ impl Investigate {
                     |id: &str| open.iter().any(|i| &*i.id == id && i.state == State::Open);
                 told.into_iter().filter(|i| is_open(&i.incident)).collect()
             }
-            _ => self.look()?,
+            Err(Trouble::NoAgent { .. }) => self.look()?,
+            Err(trouble) => return Err(trouble),
         };
         if let Some(reason) = &self.reason {
             tracing::info!(reason, "asked");
@@ -59,7 +60,9 @@ impl Investigate {
         } else if insights.is_empty() {
             out.line("nothing is outside of what is normal")?;
         } else {
-            insights.iter().try_for_each(|insight| tell(out, insight))?;
+            insights
+                .iter()
+                .try_for_each(|insight| out.line(tell(insight)))?;
         }
         let cause = insights.iter().any(|i| i.verdict == Verdict::Cause);
         Ok(if cause {
@@ -72,7 +75,11 @@ impl Investigate {
     /// Looks for itself: against physical limits and siblings, because it has learned nothing.
     fn look(&self) -> Result<Vec<Insight>, Trouble> {
         need_root()?;
-        note(self.span);
+        let span = self.span;
+        note(format!(
+            "no agent answers; looking for {span} against physical limits and siblings, without \
+             baselines"
+        ));
         let reader = HostReader::new(Root::default())?;
         let watched = agent::watched(&reader)?;
         let mut probes = Probes::start(&watched, &probes::Config::default())?;
@@ -106,11 +113,4 @@ impl Investigate {
         }
         Ok(insights)
     }
-}
-
-#[expect(clippy::print_stderr, reason = "said beside the data")]
-fn note(span: Span) {
-    eprintln!(
-        "lens: no agent answers; looking for {span} against physical limits and siblings, without baselines"
-    );
 }

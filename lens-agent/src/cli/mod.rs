@@ -28,7 +28,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
-    Run(Run),
+    Run(Box<Run>),
     #[command(flatten)]
     Other(Other),
 }
