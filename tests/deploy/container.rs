@@ -1,19 +1,7 @@
-//! What a container runtime does with an image's root: mounts, a new root, and the image's program.
+//! A container, as it is told to the program that makes one.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    env, fs,
-    os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use anyhow::{Context as _, Result};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
-};
 use serde::{Deserialize, Serialize};
 
 /// A container, as the program `enter_container` takes it.
@@ -42,57 +30,4 @@ pub(crate) struct Mount {
     pub(crate) read_only: bool,
     /// Whether what the host mounts there later shows.
     pub(crate) host_to_container: bool,
-}
-
-impl Container {
-    /// Becomes the container's program. The process has namespaces of its own already.
-    pub(crate) fn enter(&self) -> Result<Infallible> {
-        // A new root has to be a mount.
-        mount_bind_recursive(&self.root, &self.root).context("the image's root")?;
-        let proc = self.place(Path::new("/proc"))?;
-        mount("proc", &proc, "proc", MountFlags::empty(), None).context("/proc")?;
-        mount_bind_recursive("/dev", self.place(Path::new("/dev"))?).context("/dev")?;
-        for mount in &self.mounts {
-            self.mount(mount)
-                .with_context(|| mount.at.display().to_string())?;
-        }
-        if self.read_only {
-            mount_remount(&self.root, MountFlags::BIND | MountFlags::RDONLY, "")
-                .context("a read-only root")?;
-        }
-        env::set_current_dir(&self.root)?;
-        // The old root comes to lie on the new one, and is taken away.
-        rustix::process::pivot_root(".", ".").context("pivot_root")?;
-        unmount(".", UnmountFlags::DETACH).context("the old root")?;
-        env::set_current_dir("/")?;
-        let (program, arguments) = self.command.split_first().context("no program")?;
-        let why = Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .envs(&self.environment)
-            .exec();
-        Err(why).with_context(|| program.clone())
-    }
-
-    fn mount(&self, mount: &Mount) -> Result<()> {
-        let at = self.place(&mount.at)?;
-        mount_bind_recursive(&mount.from, &at)?;
-        let propagation = if mount.host_to_container {
-            MountPropagationFlags::DOWNSTREAM
-        } else {
-            MountPropagationFlags::PRIVATE
-        };
-        mount_change(&at, propagation | MountPropagationFlags::REC)?;
-        if mount.read_only {
-            mount_remount(&at, MountFlags::BIND | MountFlags::RDONLY, "")?;
-        }
-        Ok(())
-    }
-
-    /// The folder for a mount at `path`, made as a runtime does.
-    fn place(&self, path: &Path) -> Result<PathBuf> {
-        let place = self.root.join(path.strip_prefix("/").unwrap_or(path));
-        fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-        Ok(place)
-    }
 }

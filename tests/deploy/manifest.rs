@@ -122,7 +122,7 @@ pub(crate) const TOKEN: &str = "a-token-for-tests";
 
 /// The variables, with `$(OTHER)` replaced by those that stand before.
 fn environment(container: &Value, ip: &str) -> Result<BTreeMap<String, String>> {
-    let mut variables = BTreeMap::new();
+    let mut variables: BTreeMap<String, String> = BTreeMap::new();
     for variable in container["env"].as_array().context("no env")? {
         let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
         let value = match field {
