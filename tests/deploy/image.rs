@@ -60,9 +60,10 @@ impl Image {
         let config = self.config()?;
         let words = |key: &str| serde_json::from_value::<Vec<String>>(config[key].clone());
         let mut command = words("Entrypoint").context("the image has no entry point")?;
-        command.extend(match arguments.is_empty() {
-            true => words("Cmd").context("the image has no command")?,
-            false => arguments,
+        command.extend(if arguments.is_empty() {
+            words("Cmd").context("the image has no command")?
+        } else {
+            arguments
         });
         Ok(command)
     }

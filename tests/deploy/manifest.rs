@@ -1,4 +1,4 @@
-//! The manifests: whether they are valid, and what the DaemonSet asks of a runtime.
+//! The manifests: whether they are valid, and what the `DaemonSet` asks of a runtime.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 

@@ -1,4 +1,4 @@
-//! The agent as the DaemonSet starts it: in the image's root, with the manifest's mounts, in mount,
+//! The agent as the `DaemonSet` starts it: in the image's root, with the manifest's mounts, in mount,
 //! cgroup and network namespaces of its own, and in a cgroup as the kubelet makes one.
 
 use std::{
