@@ -7,6 +7,14 @@
 //! (victim, whoever ran). Blaming only the task that ran last would be wrong, not approximate.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_ptr_alignment,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
+)]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
@@ -369,7 +377,7 @@ unsafe fn ran(runs: *mut Runs, now: Now, next: u64) {
                     .wrapping_mul(1_664_525)
                     .wrapping_add(1_013_904_223);
                 (*runs).random = random;
-                if (random as u32 as u64).wrapping_mul(stretch) >> 32 < length {
+                if u64::from(random as u32).wrapping_mul(stretch) >> 32 < length {
                     (*at).by = by;
                 }
             }
