@@ -10,8 +10,8 @@
 //!
 //! Mounts and paths are as this process sees them. In a container lens needs the host's pid
 //! namespace and the host's hierarchies mounted. A cgroup namespace of its own would show every
-//! path as seen from the container's cgroup (`/../../shop/cart`): so lens enters the one of the
-//! first process, before it looks.
+//! path as seen from the container's cgroup (`/../../shop/cart`): so lens enters the host's, before it
+//! looks.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -102,10 +102,10 @@ impl Hierarchy {
     /// Looks at what is mounted, and chooses. `None` where no cgroups are mounted.
     ///
     /// On the machine's own root the calling thread, and those that it starts later, see cgroups
-    /// as the first process does from here on.
+    /// as the host does from here on.
     pub fn detect(root: &Root) -> Result<Option<Self>, ReadError> {
         if root.path("/") == Path::new("/") {
-            see_as_the_first_process_does();
+            see_as_the_host_does();
         }
         let (mut v2, mut v1) = (None, BTreeMap::new());
         let mut mounts = mounts::read(root, &mut Vec::new())?;
@@ -209,19 +209,28 @@ impl Hierarchy {
     }
 }
 
-/// Enters the cgroup namespace of the first process, where this thread is in another one. Without
-/// the privilege it stays where it is: then nothing can be counted either.
-fn see_as_the_first_process_does() {
-    let (first, own) = ("/proc/1/ns/cgroup", "/proc/thread-self/ns/cgroup");
-    let (Ok(there), Ok(here)) = (fs::read_link(first), fs::read_link(own)) else {
+/// Enters the host's cgroup namespace, where this thread is in another one. Without the privilege it
+/// stays where it is, and paths are those of the container.
+fn see_as_the_host_does() {
+    // Kernel threads are in the host's namespaces, and let themselves be looked at by who may trace
+    // nobody with more privileges, as the first process may have.
+    let is_the_kernels = fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm == "kthreadd\n");
+    let hosts = if is_the_kernels {
+        "/proc/2/ns/cgroup"
+    } else {
+        "/proc/1/ns/cgroup"
+    };
+    let (Ok(there), Ok(here)) = (
+        fs::read_link(hosts),
+        fs::read_link("/proc/thread-self/ns/cgroup"),
+    ) else {
         return;
     };
     if there == here {
         return;
     }
-    if let Ok(namespace) = fs::File::open(first) {
+    if let Ok(namespace) = fs::File::open(hosts) {
         let kind = Some(LinkNameSpaceType::ControlGroup);
-        // What cannot be entered is not: paths are then those of the container.
         let _ = move_into_link_name_space(namespace.as_fd(), kind);
     }
 }
