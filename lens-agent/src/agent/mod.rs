@@ -108,7 +108,6 @@ impl Prepared {
     /// Does all that needs privileges, then gives them up. To be called while the process has one
     /// thread: others would keep theirs.
     pub fn new(config: Config) -> Result<Self, StartError> {
-        take_weight();
         Store::make_directory(&config.state_dir)?;
         let cannot = |why| StartError::Listen {
             addr: config.listen,
@@ -121,6 +120,8 @@ impl Prepared {
         let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
         give_memory_back();
+        // Not before: reading the kernel's types would take the CPU away from those who need it.
+        take_weight();
         let mut quality = Quality::default();
         close(&config.state_dir, &mut quality);
         Ok(Self {
