@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,20 +18,9 @@ use super::{
     image::{Image, START, start},
     manifest::{Manifests, TOKEN},
     network::Network,
+    process::Process,
     tools,
 };
-
-/// A process that is ended with this value.
-#[derive(Debug)]
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The agent in its pod.
 #[derive(Debug)]
