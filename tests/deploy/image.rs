@@ -2,12 +2,14 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lens_tests::served::Served;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -152,6 +154,38 @@ fn the_image_holds_what_it_should_and_doctor_runs_in_it() -> Result<()> {
             "{name}: {checks:#?}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn names_are_resolved_in_the_image() -> Result<()> {
+    if !lens_tests::root_or_say_not_run()? {
+        return Ok(());
+    }
+    let Some([buildah, _]) = tools::need(["buildah", "unshare"])? else {
+        return Ok(());
+    };
+    let image = Image::build(&buildah)?;
+    let server = Served::new()?;
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("hosts"), "127.0.0.1 lens.test\n")?;
+    let url = format!("http://lens.test:{}", server.addr.port());
+    let arguments = ["targets", "--state-dir", "/none", "--url", &url];
+    let container = Container {
+        root: image.mount()?,
+        mounts: vec![super::container::Mount {
+            from: folder.path().to_owned(),
+            at: "/etc".into(),
+            read_only: true,
+            host_to_container: false,
+        }],
+        command: image.program(arguments.map(str::to_owned).to_vec())?,
+        ..Container::default()
+    };
+    let output = start(&container, &[OsStr::new("timeout"), OsStr::new("60")])?.output()?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    // The server was reached: it is not called by that name.
+    ensure!(words.contains("no name of this agent"), "{words}");
     Ok(())
 }
 

@@ -12,6 +12,8 @@ mod network;
 #[cfg(test)]
 mod pod;
 #[cfg(test)]
+mod process;
+#[cfg(test)]
 mod settings;
 #[cfg(test)]
 mod tools;

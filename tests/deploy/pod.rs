@@ -4,9 +4,10 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,20 +19,9 @@ use super::{
     image::{Image, START, start},
     manifest::{Manifests, TOKEN},
     network::Network,
+    process::Process,
     tools,
 };
-
-/// A process that is ended with this value.
-#[derive(Debug)]
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The agent in its pod.
 #[derive(Debug)]
@@ -94,6 +84,15 @@ fn named<'a>(list: &'a Value, key: &str, name: &str) -> Option<&'a Value> {
     list.as_array()?.iter().find(|entry| entry[key] == name)
 }
 
+/// One at which nobody listens.
+const PROVIDER: &str = r#"
+[[provider]]
+name = "nobody"
+kind = "openai-compatible"
+base_url = "https://127.0.0.1:1/v1/"
+model = "none"
+"#;
+
 #[test]
 fn a_pod_is_ready_by_its_address_and_names_cgroups_as_the_host_does() -> Result<()> {
     if !lens_tests::root_or_say_not_run()? {
@@ -110,6 +109,10 @@ fn a_pod_is_ready_by_its_address_and_names_cgroups_as_the_host_does() -> Result<
     let mut container = manifests.container(&image, node.path(), &inside)?;
     let interval = ("LENS_INTERVAL".to_owned(), "500ms".to_owned());
     container.environment.extend([interval]);
+    // Without certificates in the image the agent does not start with it.
+    let settings = node.path().join("volumes/config/lens.toml");
+    let mut settings = File::options().append(true).open(settings)?;
+    settings.write_all(PROVIDER.as_bytes())?;
     let (port, readiness) = manifests.readiness()?;
 
     let pods = Cgroup::new("kubepods")?;

@@ -108,3 +108,27 @@ fn every_setting_of_the_file_is_accepted() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_values_are_the_defaults() -> Result<()> {
+    let text = fs::read_to_string(tools::deploy().join("lens.toml"))?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("lens.toml");
+    let examples = ["token_file", "token_env", "usd_per_day"];
+    let (mut lines, mut table) = (Vec::new(), String::new());
+    for setting in settings(&text) {
+        if setting.table == "[[provider]]" || examples.contains(&setting.key.as_str()) {
+            continue;
+        }
+        if setting.table != table {
+            table.clone_from(&setting.table);
+            lines.push(setting.table);
+        }
+        lines.push(setting.line);
+    }
+    fs::write(&file, lines.join("\n"))?;
+    let written = Settings::from_file(Some(&file))?.resolve()?;
+    let default = Settings::default().resolve()?;
+    assert_eq!(format!("{written:#?}"), format!("{default:#?}"));
+    Ok(())
+}

@@ -39,6 +39,7 @@ const TEST_PACKAGES: &[&str] = &[
     "buildah",
     "iproute2",
     "systemd",
+    "strace",
     "ca-certificates",
     "python3",
     "python3-venv",
