@@ -4,6 +4,7 @@
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
 pub mod fault_stacks;
+pub mod function;
 mod glob;
 mod kernel_types;
 mod keyed;
@@ -13,6 +14,7 @@ pub mod memory;
 mod near;
 mod object;
 mod pins;
+pub mod prologue;
 pub mod sched;
 mod syscall_names;
 pub mod syscalls;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use self::pins::Pins;
 pub use self::{
     fault_stacks::FaultStack,
+    function::{Ended, FunctionCalls, FunctionReading, Timing, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
@@ -130,6 +133,8 @@ pub struct KernelReading {
     pub memory: Option<MemoryReading>,
     /// Tasks begun and ended.
     pub lifecycle: Option<LifecycleReading>,
+    /// A function trace that ended since the reading before.
+    pub function: Option<Arc<FunctionReading>>,
     /// What was not seen.
     pub quality: Quality,
 }

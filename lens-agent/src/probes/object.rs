@@ -1,12 +1,13 @@
 //! Loading an object: its constants, the sizes of its maps, its programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{
         Iter, Program,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
     },
 };
 use lens_common::{limits, loss};
@@ -151,6 +152,12 @@ impl<'a> Plan<'a> {
         self
     }
 
+    /// Leaves no room in `map`, which the object has and does not use.
+    pub(super) fn without(&mut self, map: &'static str) -> &mut Self {
+        self.sizes.push((map, 1));
+        self
+    }
+
     /// Shares `map` with other objects.
     pub(super) fn share(&mut self, map: &'static str, pins: &Pins) -> &mut Self {
         self.pins.push((map, pins.path(map)));
@@ -284,6 +291,34 @@ impl Object {
                 .map_err(|why| refused(chain(&why)))?;
         }
         Ok(())
+    }
+
+    /// Puts `program` at `offset` of `file`, for whoever runs it, until the link is dropped.
+    pub(super) fn attach_to_code(
+        &mut self,
+        program: &'static str,
+        file: &Path,
+        offset: u64,
+    ) -> Result<UProbeLink, ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such uprobe".to_owned()));
+        };
+        found.load().map_err(|why| refused(chain(&why)))?;
+        let place = UProbeAttachLocation::AbsoluteOffset(offset);
+        let link = found
+            .attach(place, file, UProbeScope::AllProcesses)
+            .map_err(|why| refused(chain(&why)))?;
+        found.take_link(link).map_err(|why| refused(chain(&why)))
+    }
+
+    /// Maps an array of `entries` that all CPUs share.
+    pub(super) fn mapped_once<T: lens_common::Plain>(
+        &self,
+        map: &'static str,
+        entries: u32,
+    ) -> Result<Mapped<T>, ObjectError> {
+        Ok(Mapped::of(&self.ebpf, map, entries, 1)?)
     }
 
     /// Maps an array that has a block of `block` entries for each CPU.

@@ -358,7 +358,7 @@ fn parse(record: &[u8]) -> Option<Happened> {
 
 /// Every cgroup below `dir` with its id, path and whether it holds processes; at most as many as
 /// the table can name.
-fn walk(dir: &Path, path: &str, found: &mut Vec<(u64, String, bool)>) {
+pub(super) fn walk(dir: &Path, path: &str, found: &mut Vec<(u64, String, bool)>) {
     if found.len() >= TARGET_NAMES as usize {
         return;
     }

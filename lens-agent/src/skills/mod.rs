@@ -107,7 +107,7 @@ impl Look {
 }
 
 /// The upper end, in µs, of the bucket (of ns) in which the quantile `q` lies.
-fn quantile_us(hist: &Hist, q: f64) -> Option<f64> {
+pub(crate) fn quantile_us(hist: &Hist, q: f64) -> Option<f64> {
     let all: u64 = hist.iter().sum();
     let mut left = (all as f64 * q).ceil();
     for (bucket, n) in hist.iter().enumerate() {
