@@ -8,3 +8,5 @@ mod memory;
 mod objects;
 #[cfg(test)]
 mod syscalls;
+#[cfg(test)]
+mod trace;

@@ -7,6 +7,7 @@
 //! Each stage is a supervised child on a thread of its own, with a bounded queue before it. What
 //! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
 
+mod attacher;
 mod closed;
 mod inquire;
 mod judge;
@@ -14,8 +15,11 @@ mod observe;
 mod own;
 pub(crate) mod records;
 
-pub use self::closed::{close, try_doors};
 pub(crate) use self::observe::{Look, watched};
+pub use self::{
+    attacher::{Attacher, AttacherError, Refused},
+    closed::{close, try_doors},
+};
 
 use std::{
     io,
@@ -85,6 +89,8 @@ pub struct Agent {
     pub listening: SocketAddr,
     supervisor: Supervisor,
     store: Arc<Store>,
+    /// Traces on demand, where it could be started.
+    attacher: Option<Attacher>,
 }
 
 /// How long children may take to end.
@@ -100,12 +106,17 @@ pub struct Prepared {
     host: HostReader,
     probes: Probes,
     quality: Quality,
+    attacher: Option<Attacher>,
 }
 
 impl Prepared {
     /// Does all that needs privileges, then gives them up. To be called while the process has one
     /// thread: others would keep theirs.
     pub fn new(config: Config) -> Result<Self, StartError> {
+        let mut quality = Quality::default();
+        let attacher = Attacher::start()
+            .map_err(|why| quality.miss("attacher", why.to_string()))
+            .ok();
         take_weight();
         Store::make_directory(&config.state_dir)?;
         let cannot = |why| StartError::Listen {
@@ -119,7 +130,6 @@ impl Prepared {
         let watched = observe::watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
         give_memory_back();
-        let mut quality = Quality::default();
         close(&config.state_dir, &mut quality);
         Ok(Self {
             config,
@@ -128,6 +138,7 @@ impl Prepared {
             host,
             probes,
             quality,
+            attacher,
         })
     }
 }
@@ -160,6 +171,7 @@ impl Agent {
             host,
             probes,
             quality,
+            attacher,
         } = prepared;
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -200,6 +212,7 @@ impl Agent {
             listening,
             supervisor,
             store,
+            attacher,
         };
         agent.observe(&config, clock, probes, host)?;
         let http = http::Server::new(agent.api.clone(), listener);
@@ -248,7 +261,13 @@ impl Agent {
                 });
                 Ok::<(), io::Error>(())
             });
-        let stage = observe::Kernel::new(probes, self.api.clone(), self.telemetry.clone());
+        let traces = self.attacher.as_ref().map(Attacher::latest);
+        let stage = observe::Kernel::new(
+            probes,
+            traces.unwrap_or_default(),
+            self.api.clone(),
+            self.telemetry.clone(),
+        );
         let stage = Shared::new(stage);
         let interval = config.interval;
         self.supervisor

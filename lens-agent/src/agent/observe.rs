@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio_util::sync::CancellationToken;
 
-use super::{StartError, own::OwnClock};
+use super::{StartError, attacher::Latest, own::OwnClock};
 use crate::{
     api::{Api, ProbeState, ProbeStatus, ProgramStatus, TargetStatus},
     base::{
@@ -97,6 +97,7 @@ fn v1_id(reader: &HostReader, controller: &str) -> Option<u32> {
 #[derive(Debug)]
 pub(super) struct Kernel {
     probes: Probes,
+    traces: Latest,
     api: Api,
     telemetry: Telemetry,
     last: Option<(Moment, Costs)>,
@@ -116,10 +117,11 @@ pub(super) struct Reading {
 }
 
 impl Kernel {
-    pub(super) fn new(probes: Probes, api: Api, telemetry: Telemetry) -> Self {
+    pub(super) fn new(probes: Probes, traces: Latest, api: Api, telemetry: Telemetry) -> Self {
         let own = OwnClock::default();
         Self {
             probes,
+            traces,
             api,
             telemetry,
             last: None,
@@ -129,7 +131,8 @@ impl Kernel {
     }
 
     pub(super) fn read(&mut self, now: Moment) -> Reading {
-        let kernel = self.probes.read();
+        let mut kernel = self.probes.read();
+        kernel.function = self.traces.take();
         for (map, n) in &kernel.quality.lost {
             let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
             if *n > before {

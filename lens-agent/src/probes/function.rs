@@ -570,10 +570,11 @@ impl Waiting<'_> {
             }
             if now >= until {
                 window = now;
-                let used = self.programs.state().traps;
-                let allowance = self.allowance;
+                let state = self.programs.state();
+                let left = state.trap_limit.saturating_sub(state.traps);
+                let more = (left + self.allowance).min(SAVED * self.allowance);
                 self.programs
-                    .set(|limits| limits.trap_limit = used + allowance);
+                    .set(|limits| limits.trap_limit = state.traps + more);
             }
         }
     }

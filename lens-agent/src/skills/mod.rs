@@ -10,6 +10,7 @@ mod pressure;
 mod processes;
 mod scheduler;
 mod syscalls;
+mod tracer;
 mod view;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -46,6 +47,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &pressure::PressureSkill,
     &syscalls::Syscalls,
     &memory::Memory,
+    &tracer::Tracer,
     &agent::Agent,
 ];
 
