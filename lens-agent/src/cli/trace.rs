@@ -32,6 +32,7 @@ use crate::{
 /// much too long a timed call looks. A function so hot that this would cost more than 5 % of a CPU
 /// is refused.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct Trace {
     /// A program or library, and a symbol of it as the file spells it; `/proc/PID/root/...` is a
     /// file in a container

@@ -441,7 +441,7 @@ impl Programs {
         // Also those that were made meanwhile.
         paths.extend(names(watched));
         let mut cgroups: BTreeMap<Arc<str>, FunctionCalls> = BTreeMap::new();
-        for entry in self.callers.iter() {
+        for entry in &self.callers {
             let (id, words) = entry.map_err(|why| ObjectError::Load {
                 object: "function",
                 why: why.to_string(),
@@ -520,6 +520,7 @@ impl Links {
 }
 
 /// How a trace ended.
+#[derive(Clone, Copy)]
 struct Over {
     ended: Ended,
     elapsed: Duration,
