@@ -44,6 +44,12 @@ pub struct Space {
     pub seen: [i64; KINDS],
 }
 
+/// Return addresses that are kept of a user stack, the innermost first.
+pub const FRAMES: usize = 64;
+
+/// A user stack; zeros behind its outermost frame.
+pub type Stack = [u64; FRAMES];
+
 /// Where sampled page faults come from.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,22 +57,9 @@ pub struct FaultKey {
     /// The cgroup's id.
     pub cgroup: u64,
     /// The process.
-    pub tgid: u32,
+    pub tgid: u64,
     /// The user stack's key in the map of stacks.
-    pub stack: u32,
+    pub stack: u64,
 }
 
-plain!(MemorySlot: 48 + 8 * KINDS, Space: 8 + 8 * KINDS, FaultKey: 16);
-
-impl FaultKey {
-    /// From two words, the way a map holds it.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
-    pub const fn from_words(words: [u64; 2]) -> Self {
-        Self {
-            cgroup: words[0],
-            tgid: words[1] as u32,
-            stack: (words[1] >> 32) as u32,
-        }
-    }
-}
+plain!(MemorySlot: 48 + 8 * KINDS, Space: 8 + 8 * KINDS, FaultKey: 24);

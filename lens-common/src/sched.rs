@@ -26,16 +26,23 @@ pub struct SchedSlot {
     pub wait_max_ns: u64,
     /// The part of `wait_ns` whose pairs were subject to sampling, walked or not.
     pub sampled_ns: u64,
-    /// The part of `wait_ns` whose pair found no room.
+    /// The part of `wait_ns` whose pair found no room; of waits that are all walked.
     pub other_ns: u64,
-    /// Switches away from a task that could have gone on.
+    /// Waits that began when the task lost the CPU although it could have gone on.
     pub preempted: u64,
-    /// Switches away from a task that went to sleep, by kind of sleep.
+    /// Sleeps that ended, by kind of sleep.
     pub sleeps: [u64; 3],
     /// Time asleep (not on a CPU and not waiting for one), by kind of sleep.
     pub sleep_ns: [u64; 3],
     /// Lengths of whole waits.
     pub wait_hist: Hist,
+    /// As `other_ns`, of those short waits that the sample took.
+    pub other_sampled_ns: u64,
+    /// Waits whose end the tracepoint did not tell: counted when the task left the CPU, from what
+    /// the kernel had written down.
+    pub unseen: u64,
+    /// Their length.
+    pub unseen_ns: u64,
 }
 
 /// Nobody ran: the CPU was idle.
@@ -74,16 +81,34 @@ pub struct Run {
     pub task_end: u64,
 }
 
-/// The last intervals of one CPU.
+/// The last intervals.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Ring {
+    /// Index of the newest.
+    pub head: u64,
+    /// The intervals.
+    pub runs: [Run; RUNS],
+}
+
+/// Who ran on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// Index of the newest in `ring`.
-    pub head: u64,
-    /// Who has run since the newest ended; 0 before the first switch.
+    /// Who has run since the newest interval ended; 0 before the first switch.
     pub running: u64,
-    /// The intervals.
-    pub ring: [Run; RUNS],
+    /// Its thread id.
+    pub tid: u64,
+    /// State of a random sequence.
+    pub random: u64,
+    /// Length of the newest interval in `far`.
+    pub stretch_ns: u64,
+    /// Every interval.
+    pub near: Ring,
+    /// The same for longer: intervals that follow closely on one another are one, which is booked
+    /// to one of those that ran, drawn by chance in proportion to how long each did. Where tasks
+    /// run for milliseconds at a time, nothing is drawn.
+    pub far: Ring,
 }
 
 /// When a run queue was throttled by a quota.
@@ -106,10 +131,23 @@ pub struct Throttled {
     pub seen_ns: u64,
     /// When a task of the group last left the CPU.
     pub last_ran: u64,
+    /// When the throttling under way began, as the kernel told when a task left; else 0.
+    pub since: u64,
     /// Where the next hole goes.
     pub next: u64,
+    /// The throttling under way as the task sees it that comes onto the CPU or moves to another.
+    pub under_way: Hole,
     /// The last throttlings.
     pub holes: [Hole; HOLES],
+}
+
+/// Where the run queue at address `cfs_rq` has its place among `places`, a power of two.
+#[inline]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a hash of what is left")]
+pub const fn place_of(cfs_rq: u64, places: u32) -> u32 {
+    // Slabs are aligned: the low bits tell nothing apart.
+    ((cfs_rq >> 6) as u32).wrapping_mul(0x9E37_79B1) >> (32 - places.trailing_zeros())
 }
 
 /// What is kept of each task.
@@ -127,7 +165,7 @@ pub struct TaskRec {
     pub queued_at: u64,
     /// The state it sleeps in.
     pub state: u32,
-    /// Whether `booked_delay` is known: 0 or 1.
+    /// Whether it has been seen leaving a CPU, and `booked_delay` is known: 0 or 1.
     pub known: u32,
 }
 
@@ -141,8 +179,14 @@ pub struct Waiting {
     pub queued_at: u64,
     /// The run queue's clock.
     pub now: u64,
+    /// The same without interrupts and a hypervisor's others, as in [`Run::task_end`].
+    pub task_now: u64,
     /// When its group was throttled; 0 if it is not.
     pub throttled_at: u64,
+    /// For how long its group has been throttled so far, the present time not included.
+    pub throttled_ns: u64,
+    /// Address of its group's run queue; 0 where throttlings are not known.
+    pub cfs_rq: u64,
     /// Which run queue.
     pub cpu: u32,
     /// Thread id in the initial namespace.
@@ -150,12 +194,13 @@ pub struct Waiting {
 }
 
 plain!(
-    SchedSlot: 8 * 6 + 24 * 2 + size_of::<Hist>(),
+    SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,
-    Runs: 16 + 24 * RUNS,
+    Ring: 8 + 24 * RUNS,
+    Runs: 32 + 2 * size_of::<Ring>(),
     Hole: 16,
-    Throttled: 32 + 16 * HOLES,
+    Throttled: 56 + 16 * HOLES,
     TaskRec: 40,
-    Waiting: 40,
+    Waiting: 64,
 );

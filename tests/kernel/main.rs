@@ -7,6 +7,14 @@ mod memory;
 #[cfg(test)]
 mod objects;
 #[cfg(test)]
+mod sched;
+#[cfg(test)]
+mod story;
+#[cfg(test)]
 mod syscalls;
 #[cfg(test)]
+mod targets;
+#[cfg(test)]
 mod trace;
+#[cfg(test)]
+mod trouble;

@@ -1,13 +1,18 @@
 //! Watching a fresh cgroup with one probe, and work in it.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::probes::{Config, Globs, KernelReading, Probes, Watched};
-use lens_tests::cgroup::{Cgroup, Hierarchy};
+use lens_tests::{
+    cgroup::{Cgroup, Hierarchy},
+    until,
+};
 use serde_json::Value;
 
 /// A cgroup whose children are watched, by one probe. The probe goes first, then the cgroup.
@@ -96,17 +101,34 @@ impl Work {
         self.child.id()
     }
 
+    /// What the kernel says it has had of page faults: minor, major.
+    pub(crate) fn faults(&self) -> Result<(u64, u64)> {
+        Ok((self.stat(10)?.parse()?, self.stat(12)?.parse()?))
+    }
+
+    /// A field of its `stat`, by the number that proc(5) gives it, from 3 on.
+    fn stat(&self, field: usize) -> Result<String> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // In front is the name, which may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+        let found = fields.split(' ').nth(field - 3);
+        Ok(found.context("too short")?.to_owned())
+    }
+
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         Ok(line.trim_end().to_owned())
     }
 
-    /// Has `work` done; what it says of it.
+    /// Has `work` done; what it says of it. It is at rest then: waits for more.
     pub(crate) fn run(&mut self, work: &str) -> Result<Value> {
         let input = self.input.as_mut().context("ended")?;
         writeln!(input, "{work}")?;
         let line = self.line()?;
+        until("at rest", Duration::from_secs(20), || {
+            self.stat(3).is_ok_and(|state| state == "S")
+        })?;
         serde_json::from_str(&line).with_context(|| format!("{work}: {line:?}"))
     }
 

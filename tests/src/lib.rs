@@ -1,7 +1,14 @@
-//! What the suites share: cgroups of a test's own ([`cgroup`]), and waiting for something to become
-//! true.
+//! What the suites share: the built binary ([`commands`]) and a running agent ([`running`]), a server
+//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]), a
+//! workload that knows what it did ([`load`]), and waiting for something to become true.
 
 pub mod cgroup;
+pub mod commands;
+pub mod http;
+pub mod load;
+pub mod running;
+pub mod sample;
+pub mod served;
 
 use std::{
     env,
@@ -13,6 +20,20 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use lens_agent::base::clock::{Clock as _, SystemClock};
+
+/// The built binary: the one that `LENS_BIN` names, else the one in the target folder.
+pub fn lens() -> Result<Command> {
+    let built = || {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let target = root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+        let found = ["release/lens", "debug/lens"].map(|name| target.join(name));
+        found.into_iter().find(|path| path.exists())
+    };
+    let path = env::var_os("LENS_BIN").map(PathBuf::from).or_else(built);
+    Ok(Command::new(path.context(
+        "there is no lens to test: `cargo xtask build` builds it",
+    )?))
+}
 
 /// Says, past the capture of test output, that something could not be tested here; with
 /// `LENS_TESTS_MUST_RUN=1` that is a failure.
@@ -45,18 +66,4 @@ pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -
         std::thread::park_timeout(Duration::from_millis(1));
     }
     Ok(())
-}
-
-/// The built binary: the one that `LENS_BIN` names, else the one in the target folder.
-pub fn lens() -> Result<Command> {
-    let built = || {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let target = root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
-        let found = ["release/lens", "debug/lens"].map(|name| target.join(name));
-        found.into_iter().find(|path| path.exists())
-    };
-    let path = env::var_os("LENS_BIN").map(PathBuf::from).or_else(built);
-    Ok(Command::new(path.context(
-        "there is no lens to test: `cargo xtask build` builds it",
-    )?))
 }

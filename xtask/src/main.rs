@@ -8,6 +8,7 @@
     reason = "a command that people watch: progress goes to stderr, results to stdout"
 )]
 
+mod bench;
 mod build;
 mod layers;
 mod lint;
@@ -46,6 +47,12 @@ enum Command {
         #[arg(long, value_enum)]
         only: Option<test::Part>,
     },
+    /// Measure what watching costs beside nothing, empty programs and peers (as root)
+    Bench {
+        /// Interleaved rounds
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
     /// Check formatting, lints, layers and unfinished work
     Lint,
 }
@@ -53,6 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Setup => setup::setup(),
+        Command::Bench { rounds } => bench::bench(rounds),
         Command::Build => build::build(),
         Command::Run { flags } => run::run(&flags),
         Command::Test { only } => test::test(only),

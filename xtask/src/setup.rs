@@ -4,7 +4,7 @@
 //! either run, or printed to be typed where this program may not or cannot run it.
 
 use std::{
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -30,8 +30,21 @@ const LINKER_PACKAGES: &[&str] = &[
     "zlib1g-dev",
     "libzstd-dev",
 ];
-/// What the kernel tests and the exam use.
-const TEST_PACKAGES: &[&str] = &["stress-ng", "libbpf-tools"];
+/// What the tests and the exam use.
+const TEST_PACKAGES: &[&str] = &[
+    "stress-ng",
+    "libbpf-tools",
+    "prometheus",
+    // deploy/: the image, a pod's network, the unit, and Python for those that check manifests
+    "buildah",
+    "iproute2",
+    "systemd",
+    "ca-certificates",
+    "python3",
+    "python3-venv",
+];
+/// What checks manifests, as no distribution packages it.
+const CHECKERS: &str = "tests/deploy/requirements.txt";
 
 /// Where Debian's compiler has the `core` of the BPF target.
 const PREBUILT_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none";
@@ -66,8 +79,8 @@ pub(crate) fn ensure_lint() -> Result<bool> {
     })
 }
 
-/// Whether anything had to be installed before the tests that need root can run. Elsewhere than on
-/// Debian nothing is: there, a test whose tool is missing says so.
+/// Whether anything had to be installed before the tests can run. Elsewhere than on Debian nothing
+/// is: there, a test whose tool is missing says so.
 pub(crate) fn ensure_test() -> Result<bool> {
     ensure(|| {
         let packages = if workspace::is_debian() {
@@ -77,6 +90,32 @@ pub(crate) fn ensure_test() -> Result<bool> {
         };
         Plan(apt(lacking(packages)))
     })
+}
+
+/// Installs what checks manifests into a folder below target, unless just that is there. Where that
+/// fails, the tests that want it say so.
+pub(crate) fn ensure_checkers() -> Result<()> {
+    let wanted = workspace::root().join(CHECKERS);
+    let folder = workspace::target_dir().join("checkers");
+    let installed = folder.join("installed.txt");
+    let text = fs::read(&wanted)?;
+    if fs::read(&installed).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    Step::new("make a folder for what checks manifests")
+        .advice("it takes python3 with venv (Debian: python3-venv)")
+        .run(
+            workspace::program("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(&folder),
+        )?;
+    Step::new("install what checks manifests").run(
+        workspace::program(folder.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
+            .arg(&wanted),
+    )?;
+    fs::write(installed, text)?;
+    Ok(())
 }
 
 fn ensure(look: impl Fn() -> Plan) -> Result<bool> {

@@ -21,6 +21,8 @@ pub(crate) enum Part {
     Suite,
     /// What loads kernel programs (root)
     Kernel,
+    /// What deploy/ holds: image, manifests, unit (root)
+    Deploy,
     /// One real fault, diagnosed by a running agent (root; `LENS_SHARED` names where faults/ is)
     Exam,
 }
@@ -40,6 +42,7 @@ const KERNEL: &[&str] = &[
     "--",
     "--test-threads=1",
 ];
+const DEPLOY: &[&str] = &["--package=lens-tests", "--test=deploy"];
 
 /// The faults of the exam that are sat with every test run, as a regular expression.
 const EXAM: &str = "^cpu_neighbour$";
@@ -58,10 +61,16 @@ pub(crate) fn test(only: Option<Part>) -> Result<ExitCode> {
         }
     }
     setup::ensure_build()?;
-    if runnable.iter().any(|part| part.needs_root()) {
+    let needs_lens = runnable.iter().any(|part| *part != Part::Unit);
+    // Others than root cannot install: there, a test whose tool is missing says so.
+    if needs_lens && workspace::is_root() {
         setup::ensure_test()?;
     }
-    let needs_lens = runnable.iter().any(|part| *part != Part::Unit);
+    if runnable.contains(&Part::Deploy)
+        && let Err(why) = setup::ensure_checkers()
+    {
+        eprintln!("error: {why:#}");
+    }
     let lens = if needs_lens {
         build::release()?
     } else {
@@ -72,6 +81,7 @@ pub(crate) fn test(only: Option<Part>) -> Result<ExitCode> {
             Part::Unit => tally.cargo(part, UNIT, &lens),
             Part::Suite => tally.cargo(part, SUITE, &lens),
             Part::Kernel => tally.cargo(part, KERNEL, &lens),
+            Part::Deploy => tally.cargo(part, DEPLOY, &lens),
             Part::Exam => tally.exam(&lens),
         }
     }
@@ -84,12 +94,13 @@ impl Part {
             Self::Unit => "unit tests",
             Self::Suite => "suite",
             Self::Kernel => "kernel tests",
+            Self::Deploy => "deploy",
             Self::Exam => "exam",
         }
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel | Self::Exam)
+        matches!(self, Self::Kernel | Self::Deploy | Self::Exam)
     }
 
     /// Why this part cannot run here.

@@ -98,6 +98,7 @@ const BPF_COMMANDS: &[u64] = &[
     4,  // BPF_MAP_GET_NEXT_KEY
     15, // BPF_OBJ_GET_INFO_BY_FD
     21, // BPF_MAP_LOOKUP_AND_DELETE_ELEM
+    32, // BPF_ENABLE_STATS
 ];
 
 /// Closes what can be closed; what cannot is told in `quality`.

@@ -93,6 +93,8 @@ pub struct Agent {
     attacher: Option<Attacher>,
 }
 
+/// Children that are to fail once, separated by commas.
+const BREAK: &str = "LENS_INJECT_PANIC";
 /// How long children may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -127,7 +129,7 @@ impl Prepared {
         listener.set_nonblocking(true).map_err(cannot)?;
         let listening = listener.local_addr().map_err(cannot)?;
         let host = HostReader::new(Root::default())?;
-        let watched = observe::watched(&host)?;
+        let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
         give_memory_back();
         close(&config.state_dir, &mut quality);
@@ -215,14 +217,34 @@ impl Agent {
             attacher,
         };
         agent.observe(&config, clock, probes, host)?;
-        let http = http::Server::new(agent.api.clone(), listener);
+        let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
+            StartError::Listen {
+                addr: listening,
+                why,
+            }
+        })?;
+        if let Some(why) = http.shut() {
+            let key = "listen".to_owned();
+            agent.telemetry.emit(Event::ConfigWarning { key, why });
+        }
         agent
             .supervisor
             .child(Spec::permanent("http"), move |token| {
                 let http = http.clone();
                 async move { http.serve(token).await }
             });
+        agent.break_on_purpose();
         Ok(agent)
+    }
+
+    /// For tests: each child that [`BREAK`] names fails once, as if it had panicked.
+    fn break_on_purpose(&self) {
+        let names = std::env::var(BREAK).unwrap_or_default();
+        for name in names.split(',').filter(|n| !n.is_empty()) {
+            if !self.supervisor.inject_panic(name) {
+                tracing::warn!(name, "{BREAK} names no child");
+            }
+        }
     }
 
     fn observe(

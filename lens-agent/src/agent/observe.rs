@@ -101,6 +101,8 @@ pub(super) struct Kernel {
     api: Api,
     telemetry: Telemetry,
     last: Option<(Moment, Costs)>,
+    /// CPU time of all kernel programs, as a percentage of one CPU, when it was last counted.
+    programs_percent: f64,
     lost: Quality,
     own: OwnClock,
 }
@@ -125,6 +127,7 @@ impl Kernel {
             api,
             telemetry,
             last: None,
+            programs_percent: 0.0,
             lost: Quality::default(),
             own,
         }
@@ -160,60 +163,63 @@ impl Kernel {
         }
     }
 
+    /// Shows the probes, with what they cost over the last interval in which that was counted.
     fn show_probes(&mut self, now: Moment) -> OwnCost {
         let costs = self.probes.costs();
-        let elapsed = self
-            .last
-            .as_ref()
-            .map(|(at, _)| now.since(at))
-            .unwrap_or_default();
-        let mut kernel_percent = 0.0;
-        let mut shown = Vec::new();
-        for definition in probes::REGISTRY {
-            let refused = self
-                .probes
-                .refused()
+        if self.last.is_none() || self.probes.is_measured() {
+            let before = self.last.as_ref();
+            let elapsed = before.map(|(at, _)| now.since(at)).unwrap_or_default();
+            let none = Costs::new();
+            let before = before.map_or(&none, |(_, costs)| costs);
+            let shown: Vec<ProbeStatus> = probes::REGISTRY
                 .iter()
-                .find(|r| r.probe == definition.name);
-            let of = |costs: &Costs| {
-                let own = costs.iter().find(|(name, _)| *name == definition.name);
-                own.map(|(_, costs)| costs.clone()).unwrap_or_default()
-            };
-            let before = self
-                .last
-                .as_ref()
-                .map(|(_, costs)| of(costs))
-                .unwrap_or_default();
-            let programs: Vec<ProgramStatus> = of(&costs)
-                .into_iter()
-                .map(|now| {
-                    let then = before.iter().find(|b| b.program == now.program);
-                    program(now, then, elapsed)
-                })
+                .map(|definition| self.show(definition, &costs, before, elapsed))
                 .collect();
-            kernel_percent += programs.iter().map(|p| p.cpu_percent).sum::<f64>();
-            let state = if refused.is_some() {
-                ProbeState::Refused
-            } else if self.probes.running().any(|p| p == definition.name) {
-                ProbeState::Attached
-            } else {
-                ProbeState::Off
-            };
-            shown.push(ProbeStatus {
-                name: definition.name.to_owned(),
-                title: definition.title.to_owned(),
-                state,
-                why: refused.map(|r| r.why.to_string()),
-                blind: definition.blind.to_owned(),
-                programs,
-            });
+            let programs = shown.iter().flat_map(|p| &p.programs);
+            self.programs_percent = programs.map(|p| p.cpu_percent).sum();
+            self.api.put_probes(shown);
         }
         self.last = Some((now, costs));
-        self.api.put_probes(shown);
         let mut cost = self.own.cost(now);
-        cost.kernel_cpu_percent = kernel_percent;
+        cost.kernel_cpu_percent = self.programs_percent;
         self.api.update_status(|status| status.cost = cost);
         cost
+    }
+
+    fn show(
+        &self,
+        definition: &probes::Definition,
+        costs: &Costs,
+        before: &Costs,
+        elapsed: Duration,
+    ) -> ProbeStatus {
+        let name = definition.name;
+        let of = |costs: &Costs| {
+            let own = costs.iter().find(|(probe, _)| *probe == name);
+            own.map(|(_, costs)| costs.clone()).unwrap_or_default()
+        };
+        let before = of(before);
+        let then = |program: &str| before.iter().find(|b| b.program == program);
+        let programs = of(costs).into_iter().map(|now| {
+            let then = then(&now.program);
+            program(now, then, elapsed)
+        });
+        let refused = self.probes.refused().iter().find(|r| r.probe == name);
+        let state = if refused.is_some() {
+            ProbeState::Refused
+        } else if self.probes.running().any(|p| p == name) {
+            ProbeState::Attached
+        } else {
+            ProbeState::Off
+        };
+        ProbeStatus {
+            name: name.to_owned(),
+            title: definition.title.to_owned(),
+            state,
+            why: refused.map(|r| r.why.to_string()),
+            blind: definition.blind.to_owned(),
+            programs: programs.collect(),
+        }
     }
 }
 
@@ -231,6 +237,7 @@ fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> P
     ProgramStatus {
         name: now.program,
         runs: now.runs,
+        run_ns: now.run_ns,
         runs_per_sec: over(runs * 1e9),
         ns_per_run: (runs > 0.0).then(|| run_ns / runs),
         cpu_percent: over(run_ns * 100.0),

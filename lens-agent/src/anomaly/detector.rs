@@ -34,9 +34,9 @@ impl Default for Config {
     }
 }
 
-/// Series at the most, in all and in one scope.
+/// Series at the most, in all and of one target.
 const SERIES_MAX: usize = 16_000;
-const SERIES_PER_SCOPE: usize = 64;
+const SERIES_PER_TARGET: usize = 64;
 /// Readings in a row beyond the range before it is an anomaly.
 const STREAK: u32 = 2;
 /// The same while the baseline is borrowed.
@@ -293,7 +293,8 @@ impl Detector {
                 if self.series.contains_key(&key) {
                     continue;
                 }
-                if self.series.len() >= SERIES_MAX || of_scope > SERIES_PER_SCOPE {
+                let full = *scope != Scope::Host && of_scope > SERIES_PER_TARGET;
+                if full || self.series.len() >= SERIES_MAX {
                     self.refused += 1;
                     continue;
                 }

@@ -118,6 +118,8 @@ const CLOSED_KEPT: usize = 256;
 const SERIES_KEPT: usize = 64;
 /// A cgroup belongs to an incident when it holds at least this part of what another waits for.
 const LINK: f64 = 0.2;
+/// What began this long after everything else in an incident is another one.
+const TOGETHER: Duration = Duration::from_secs(20);
 /// The host's own series wait this many intervals for a cgroup to explain them.
 const HOST_WAITS: u32 = 3;
 
@@ -125,6 +127,8 @@ const HOST_WAITS: u32 = 3;
 struct Tracked {
     incident: Incident,
     onset: Moment,
+    /// The latest onset of its series.
+    latest: Moment,
     scopes: BTreeSet<Scope>,
     last: Moment,
     calm: u32,
@@ -207,20 +211,23 @@ impl Incidents {
         }
     }
 
-    /// The open incident that `anomaly` belongs to.
+    /// The open incident that `anomaly` belongs to: one that has this series already; one that
+    /// holds who makes it wait; one of the same or a linked cgroup that began about when it did.
     fn home(&self, anomaly: &Anomaly, links: &Links) -> Option<usize> {
         let scope = &anomaly.key.scope;
-        let own = self.open.iter().position(|t| t.scopes.contains(scope));
-        own.or_else(|| {
-            if *scope == Scope::Host {
-                // The host feels what its cgroups do; the latest onset is the likeliest.
-                let latest = self.open.iter().enumerate().max_by_key(|(_, t)| t.onset);
-                return latest.map(|(i, _)| i);
-            }
-            self.open
+        let of = |t: &Tracked| {
+            let has = t
+                .incident
+                .series
                 .iter()
-                .position(|t| t.scopes.iter().any(|s| links.between(s, scope)))
-        })
+                .any(|s| SeriesKey::from(s) == anomaly.key);
+            let linked = || t.scopes.iter().any(|s| links.between(s, scope));
+            // The host feels what its cgroups do.
+            let near = || *scope == Scope::Host || t.scopes.contains(scope) || linked();
+            has || anomaly.suffering && linked()
+                || anomaly.since.since(&t.latest) <= TOGETHER && near()
+        };
+        self.open.iter().rposition(of)
     }
 
     fn host_alone(&self, group: &[&Anomaly], tick: &Tick) -> bool {
@@ -246,6 +253,7 @@ impl Incidents {
         };
         tracked.calm = 0;
         tracked.onset = group.iter().map(|a| a.since).min().unwrap_or(tick.at);
+        tracked.latest = tracked.onset;
         for anomaly in group {
             tracked.add(anomaly, tick.at);
         }
@@ -273,6 +281,7 @@ impl Incidents {
                 insights: Vec::new(),
             },
             onset: tick.at,
+            latest: tick.at,
             scopes: BTreeSet::new(),
             last: tick.at,
             calm: 0,
@@ -297,6 +306,7 @@ impl Incidents {
 impl Tracked {
     fn add(&mut self, anomaly: &Anomaly, now: Moment) {
         self.last = now;
+        self.latest = self.latest.max(anomaly.since);
         self.scopes.insert(anomaly.key.scope.clone());
         let severity = if anomaly.suffering {
             Severity::Warning

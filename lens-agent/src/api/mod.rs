@@ -2,6 +2,7 @@
 //!
 //! The agent writes into it, the outputs read from it. Its JSON shapes are a promise.
 
+mod since;
 mod view;
 
 use std::{
@@ -11,9 +12,12 @@ use std::{
 
 use jiff::Timestamp;
 
-pub use self::view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus};
+pub use self::{
+    since::{SinceError, since},
+    view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus},
+};
 use crate::{
-    anomaly::Incident,
+    anomaly::{self, Incident, Severity},
     base::{
         scope::Scope,
         snapshot::{Snapshot, SnapshotId},
@@ -107,6 +111,18 @@ impl Api {
         let changed = state.incidents.values().rev();
         let of_time = changed.filter(|(at, _)| since.is_none_or(|since| *at >= since));
         of_time.map(|(_, incident)| incident.clone()).collect()
+    }
+
+    /// How many incidents are open, by how bad they are.
+    pub fn open_incidents(&self) -> [(Severity, usize); 3] {
+        let state = self.read();
+        let open = |severity| {
+            let incidents = state.incidents.values().map(|(_, incident)| incident);
+            incidents
+                .filter(|i| i.state == anomaly::State::Open && i.severity == severity)
+                .count()
+        };
+        [Severity::Info, Severity::Warning, Severity::Critical].map(|s| (s, open(s)))
     }
 
     /// Insights said at `since` or later, newest first; with `all` also those superseded.

@@ -61,6 +61,8 @@ pub struct ProgramStatus {
     pub name: String,
     /// How often it ran.
     pub runs: u64,
+    /// CPU time that its runs have taken, in nanoseconds.
+    pub run_ns: u64,
     /// Its runs a second over the last interval.
     pub runs_per_sec: f64,
     /// Nanoseconds a run, on average over the last interval; absent if it did not run.

@@ -2,13 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::de::DeserializeOwned;
+use reqwest::{Url, redirect};
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::Trouble;
+use super::{Trouble, out::note};
 use crate::{
-    config::{STATE_DIR, Settings},
+    config::{ConfigError, STATE_DIR, Settings},
+    outputs::http::Token,
     store::Store,
 };
+
+/// The variable that holds the token to show.
+const TOKEN: &str = "LENS_TOKEN";
 
 /// Where to ask.
 #[derive(Debug, clap::Args)]
@@ -18,9 +23,14 @@ pub(super) struct Ask {
         long,
         value_name = "URL",
         env = "LENS_URL",
-        default_value = "http://127.0.0.1:9700"
+        default_value = "http://127.0.0.1:9700",
+        value_parser = address
     )]
     url: String,
+    /// File that holds the token which an agent on another host wants; without it, `LENS_TOKEN`
+    /// may hold the token itself
+    #[arg(long, value_name = "FILE", env = "LENS_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Where to read when no agent answers
     #[arg(long, value_name = "DIR", env = "LENS_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -39,6 +49,16 @@ pub(super) enum Source {
 pub(super) struct Agent {
     url: String,
     client: reqwest::Client,
+    token: Option<Token>,
+}
+
+/// An address without the slash at its end.
+fn address(text: &str) -> Result<String, String> {
+    let known = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    match text.parse().ok().filter(known) {
+        Some(_) => Ok(text.trim_end_matches('/').to_owned()),
+        None => Err("an address looks like http://127.0.0.1:9700".to_owned()),
+    }
 }
 
 impl Ask {
@@ -48,7 +68,7 @@ impl Ask {
             Ok(agent) => Ok(Source::Agent(agent)),
             Err(Trouble::NoAgent { url, why, dir }) => match Store::open_read_only(&self.dir()) {
                 Ok(store) => {
-                    tracing::warn!("no agent answers at {url} ({why}); reading {dir}");
+                    note(format!("no agent answers at {url} ({why}); reading {dir}"));
                     Ok(Source::Store(store))
                 }
                 Err(_) => Err(Trouble::NoAgent { url, why, dir }),
@@ -59,20 +79,25 @@ impl Ask {
 
     /// The agent; an error if none answers.
     pub(super) async fn agent(&self) -> Result<Agent, Trouble> {
-        let url = self.url.trim_end_matches('/').to_owned();
+        let token = self.token().map_err(ConfigError::from)?;
+        let url = self.url.clone();
         let trouble = |why: String| Trouble::Answer {
             url: url.clone(),
             why,
         };
+        // Followed elsewhere, the token would go there too.
+        let mut builder = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .redirect(redirect::Policy::none())
+            .no_proxy();
         // Loopback without TLS needs no certificates, and a host may have none.
-        let mut builder = reqwest::Client::builder().timeout(PATIENCE).no_proxy();
         if url.starts_with("http://") {
             builder = builder.tls_certs_only([]);
         }
         let client = builder.build().map_err(|why| trouble(why.to_string()))?;
         let answer = client.get(format!("{url}/healthz")).send().await;
         match answer {
-            Ok(_) => Ok(Agent { url, client }),
+            Ok(_) => Ok(Agent { url, client, token }),
             Err(why) if why.is_connect() || why.is_timeout() => Err(Trouble::NoAgent {
                 url,
                 why: if why.is_timeout() {
@@ -87,6 +112,14 @@ impl Ask {
         }
     }
 
+    fn token(&self) -> Result<Option<Token>, crate::outputs::http::TokenError> {
+        if let Some(file) = &self.token_file {
+            return Token::from_file(file).map(Some);
+        }
+        let is_set = std::env::var_os(TOKEN).is_some_and(|t| !t.is_empty());
+        is_set.then(|| Token::from_env(TOKEN)).transpose()
+    }
+
     fn dir(&self) -> PathBuf {
         let configured = || Settings::from_file(None).ok().and_then(|s| s.state_dir);
         self.state_dir
@@ -94,6 +127,12 @@ impl Ask {
             .or_else(configured)
             .unwrap_or_else(|| PathBuf::from(STATE_DIR))
     }
+}
+
+/// What an agent answers when it cannot do what it was asked.
+#[derive(Deserialize)]
+struct Problem {
+    error: String,
 }
 
 impl Agent {
@@ -117,28 +156,33 @@ impl Agent {
             url: url.clone(),
             why,
         };
-        let answer = self
-            .client
-            .get(full)
+        let mut request = self.client.get(full);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.reveal());
+        }
+        let answer = request
             .send()
             .await
-            .map_err(|why| trouble(why.to_string()))?;
+            .map_err(|why| trouble(why.without_url().to_string()))?;
         let status = answer.status();
         let body = answer
             .bytes()
             .await
-            .map_err(|why| trouble(why.to_string()))?;
+            .map_err(|why| trouble(why.without_url().to_string()))?;
         if !status.is_success() {
-            let text = String::from_utf8_lossy(&body).trim().to_owned();
-            return Err(trouble(format!("{status}: {text}")));
+            let why = match serde_json::from_slice(&body) {
+                Ok(Problem { error }) => error,
+                Err(_) => "is this the address of an agent?".to_owned(),
+            };
+            return Err(trouble(format!("{status}: {why}")));
         }
         serde_json::from_slice(&body)
             .map_err(|why| trouble(format!("not what it should be: {why}")))
     }
 }
 
-/// Percent-encodes what is not plainly allowed in a query.
-fn encode(text: &str) -> String {
+/// Percent-encodes what is not plainly allowed in a path or a query.
+pub(super) fn encode(text: &str) -> String {
     let plain =
         |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~' | b'/' | b':');
     text.bytes()
@@ -150,4 +194,26 @@ fn encode(text: &str) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_scheme_and_a_host() {
+        assert_eq!(address("http://[::1]:9700/").unwrap(), "http://[::1]:9700");
+        for wrong in ["", "localhost:9700", "ftp://host", "http://", "/run/lens"] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_encoded() {
+        assert_eq!(
+            encode("2026-01-31T12:00:00+02:00"),
+            "2026-01-31T12:00:00%2B02:00"
+        );
+        assert_eq!(encode("a b?c&d=é"), "a%20b%3Fc%26d%3D%C3%A9");
+    }
 }

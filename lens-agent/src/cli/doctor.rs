@@ -5,7 +5,7 @@ use crate::{
     agent,
     config::Settings,
     host::{self, HostReader, Root},
-    probes::{self, Globs, Probes},
+    probes::{self, Probes},
 };
 
 #[derive(Debug, clap::Args)]

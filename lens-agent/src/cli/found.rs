@@ -1,21 +1,24 @@
 //! `lens incidents` and `lens insights`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Outcome, Trouble,
-    ask::{Ask, Source},
-    out::{Out, number},
+    ask::{Ask, Source, encode},
+    out::{Column, Out, amount, need_reader, note, number, words},
 };
 use crate::{
     agent::records,
-    anomaly::{Incident, State},
-    api::newest_insights,
+    anomaly::{Incident, IncidentSeries, Range, State},
+    api::{self, SinceError, newest_insights},
     base::clock::{Clock as _, SystemClock},
-    investigate::Insight,
+    investigate::{
+        Insight,
+        insight::{Actor, Verdict},
+    },
 };
 
 /// Records read from a state directory at the most.
@@ -23,15 +26,8 @@ const LIMIT: u32 = 10_000;
 /// How often `--follow` asks.
 const FOLLOW: Duration = Duration::from_secs(1);
 
-/// RFC 3339, or a span of time back from now.
-fn since(text: &str) -> Result<Timestamp, String> {
-    if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    let back = text.parse::<SignedDuration>().map_err(|_| {
-        format!("`{text}` is neither a time (2026-01-31T12:00:00Z) nor a span of time (2h)")
-    })?;
-    Ok(SystemClock.now().wall - back.abs())
+fn since(text: &str) -> Result<Timestamp, SinceError> {
+    api::since(text, SystemClock.now().wall)
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,8 +35,8 @@ pub(super) struct Selection {
     /// Only what changed since: a time (RFC 3339) or a span of time back from now
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Timestamp>,
-    /// Go on with what comes, one JSON object a line
-    #[arg(long, requires = "json")]
+    /// Go on with what comes; with --json, one object a line
+    #[arg(long)]
     follow: bool,
     /// JSON
     #[arg(long)]
@@ -86,7 +82,7 @@ impl Incidents {
                 .await
         };
         if self.of.follow {
-            return follow(out, list, |i| i.id.to_string()).await;
+            return follow(out, self.of.json, list, |i| i.id.clone(), told).await;
         }
         let incidents = list().await?;
         let open = incidents.iter().any(|i| i.state == State::Open);
@@ -96,7 +92,7 @@ impl Incidents {
             out.line("no incidents")?;
         } else {
             let rows = incidents.iter().map(row).collect();
-            out.table(&["incident", "state", "severity", "opened", "worst"], rows)?;
+            out.table(&COLUMNS, rows)?;
         }
         Ok(if open {
             Outcome::Finding
@@ -106,34 +102,50 @@ impl Incidents {
     }
 }
 
+const COLUMNS: [Column; 5] = [
+    words("opened"),
+    words("state"),
+    words("severity"),
+    words("incident"),
+    words("worst"),
+];
+
 fn row(incident: &Incident) -> Vec<String> {
-    let worst = incident.series.first().map_or_else(String::new, |s| {
-        let (seen, high) = (number(s.seen), number(s.expected.high));
-        format!(
-            "{} of {} is {seen} (usual: under {high})",
-            s.metric, s.scope
-        )
-    });
-    let word = |value: &dyn erased::Word| value.word();
     vec![
-        incident.id.to_string(),
+        format!("{:.0}", incident.opened_at),
         word(&incident.state),
         word(&incident.severity),
-        incident.opened_at.to_string(),
-        worst,
+        incident.id.to_string(),
+        incident.series.first().map_or_else(String::new, worst),
     ]
 }
 
-mod erased {
-    //! The word that a value is written as in JSON.
-    pub(super) trait Word {
-        fn word(&self) -> String;
-    }
-    impl<T: serde::Serialize> Word for T {
-        fn word(&self) -> String {
-            let json = serde_json::to_string(self).unwrap_or_default();
-            json.trim_matches('"').to_owned()
+/// What is least normal, and what would be.
+fn worst(series: &IncidentSeries) -> String {
+    let amount = |value| amount(&series.metric, value);
+    let usual = match series.expected {
+        Range {
+            low: Some(low),
+            high,
+        } if series.seen < low => {
+            format!("{} to {}", amount(low), amount(high))
         }
+        Range { high, .. } => format!("under {}", amount(high)),
+    };
+    let (metric, seen) = (&series.metric, amount(series.seen));
+    format!("{metric} of {} is {seen} (usual: {usual})", series.scope)
+}
+
+/// An incident in one line.
+fn told(incident: &Incident) -> String {
+    row(incident).join("  ")
+}
+
+/// The word that a value is written as in JSON.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
     }
 }
 
@@ -156,7 +168,7 @@ impl Insights {
             if self.of.json {
                 out.json(&insight)?;
             } else {
-                tell(out, &insight)?;
+                out.line(tell(&insight))?;
             }
             return Ok(Outcome::Fine);
         }
@@ -170,7 +182,7 @@ impl Insights {
             Ok::<_, Trouble>(newest_insights(found, self.of.since, all))
         };
         if self.of.follow {
-            return follow(out, list, |i| i.id.to_string()).await;
+            return follow(out, self.of.json, list, |i| i.id.clone(), tell).await;
         }
         let insights = list().await?;
         if self.of.json {
@@ -178,8 +190,8 @@ impl Insights {
         } else if insights.is_empty() {
             out.line("no insights")?;
         } else {
-            for insight in insights {
-                tell(out, &insight)?;
+            for insight in &insights {
+                out.line(tell(insight))?;
             }
         }
         Ok(Outcome::Fine)
@@ -188,7 +200,7 @@ impl Insights {
 
 async fn one(source: &Source, id: &str) -> Result<Insight, Trouble> {
     match source {
-        Source::Agent(agent) => agent.get(&format!("insights/{id}"), &[]).await,
+        Source::Agent(agent) => agent.get(&format!("insights/{}", encode(id)), &[]).await,
         Source::Store(store) => {
             let record = store.get(records::INSIGHT, id)?;
             let insight = record.and_then(|r| serde_json::from_slice(&r.bytes).ok());
@@ -198,36 +210,81 @@ async fn one(source: &Source, id: &str) -> Result<Insight, Trouble> {
 }
 
 /// What an on-call engineer reads.
-fn tell(out: &mut Out, insight: &Insight) -> Result<(), Trouble> {
+pub(super) fn tell(insight: &Insight) -> String {
     let confidence = number(100.0 * insight.confidence);
-    out.line(format!(
-        "{}  {}  {confidence} % sure",
-        insight.id, insight.category
-    ))?;
-    out.line(format!("  {}", insight.summary))?;
-    for claim in &insight.claims {
-        out.line(format!("  - {}", claim.text))?;
-    }
-    for step in &insight.next_steps {
-        out.line(format!("  > {step}"))?;
-    }
-    Ok(())
+    let mut lines = vec![
+        format!(
+            "{:.0}  {}  {confidence} % sure  {}",
+            insight.created_at,
+            match insight.verdict {
+                Verdict::Cause => word(&insight.category),
+                other => word(&other),
+            },
+            insight.id
+        ),
+        format!("  {}", insight.summary),
+    ];
+    lines.extend(
+        insight
+            .culprit
+            .iter()
+            .map(|c| format!("  culprit  {}", named(c))),
+    );
+    lines.extend(
+        insight
+            .victims
+            .iter()
+            .map(|v| format!("  victim   {}", named(v))),
+    );
+    lines.extend(insight.claims.iter().map(|c| format!("  - {}", c.text)));
+    lines.extend(insight.next_steps.iter().map(|step| format!("  > {step}")));
+    lines.join("\n")
 }
 
-/// Writes what is new or has changed, until the reader goes away.
+fn named(actor: &Actor) -> String {
+    match &actor.comm {
+        Some(comm) => format!("{} ({comm})", actor.cgroup),
+        None => actor.cgroup.to_string(),
+    }
+}
+
+/// Writes what is new or has changed, until the reader goes away. An agent that does not answer
+/// for a while, because it is restarted for example, is asked again.
 async fn follow<T: Serialize>(
     out: &mut Out,
+    json: bool,
     list: impl AsyncFn() -> Result<Vec<T>, Trouble>,
-    id: impl Fn(&T) -> String,
+    id: impl Fn(&T) -> Arc<str>,
+    tell: impl Fn(&T) -> String,
 ) -> Result<Outcome, Trouble> {
-    let mut written: BTreeMap<String, String> = BTreeMap::new();
+    let mut found = list().await?;
+    let mut written: BTreeMap<Arc<str>, String> = BTreeMap::new();
+    let mut silent = false;
     loop {
-        for item in list().await?.into_iter().rev() {
-            let text = serde_json::to_string(&item).unwrap_or_default();
-            if written.insert(id(&item), text.clone()).as_ref() != Some(&text) {
-                out.line(text)?;
+        let mut listed = BTreeMap::new();
+        for item in found.iter().rev() {
+            let (id, state) = (id(item), serde_json::to_string(item).unwrap_or_default());
+            if written.get(&id) != Some(&state) {
+                out.line(if json { state.clone() } else { tell(item) })?;
             }
+            listed.insert(id, state);
         }
-        tokio::time::sleep(FOLLOW).await;
+        // What is listed no more does not come back.
+        written = listed;
+        found = loop {
+            tokio::time::sleep(FOLLOW).await;
+            need_reader()?;
+            match list().await {
+                Ok(found) => {
+                    silent = false;
+                    break found;
+                }
+                Err(trouble) if !silent => {
+                    silent = true;
+                    note(format!("{trouble}; asking again"));
+                }
+                Err(_) => {}
+            }
+        };
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     Outcome, Trouble,
     ask::Ask,
-    out::{Out, number},
+    out::{Out, number, numbers, words},
 };
 use crate::{
     api::{ProbeState, ProbeStatus, TargetStatus, skill_infos},
@@ -45,7 +45,7 @@ impl Skills {
                     .metrics
                     .iter()
                     .map(|m| vec![m.name.to_owned(), m.help.to_owned()]);
-                out.table(&["metric", "meaning"], rows.collect())?;
+                out.table(&[words("metric"), words("meaning")], rows.collect())?;
             }
         } else {
             let row = |s: crate::api::SkillInfo| {
@@ -56,7 +56,7 @@ impl Skills {
                 ]
             };
             out.table(
-                &["skill", "metrics", "title"],
+                &[words("skill"), numbers("metrics"), words("title")],
                 infos.into_iter().map(row).collect(),
             )?;
         }
@@ -104,7 +104,14 @@ impl Probes {
                 ]);
             }
         }
-        out.table(&["probe", "state", "runs/s", "ns/run", "cpu %"], rows)?;
+        let columns = [
+            words("probe"),
+            words("state"),
+            numbers("runs/s"),
+            numbers("ns/run"),
+            numbers("cpu %"),
+        ];
+        out.table(&columns, rows)?;
         Ok(Outcome::Fine)
     }
 }
@@ -125,7 +132,8 @@ impl Targets {
             out.json(&targets)?;
         } else {
             let row = |t: TargetStatus| vec![t.path.to_string(), t.id.to_string()];
-            out.table(&["cgroup", "id"], targets.into_iter().map(row).collect())?;
+            let rows = targets.into_iter().map(row).collect();
+            out.table(&[words("cgroup"), numbers("id")], rows)?;
         }
         Ok(Outcome::Fine)
     }
@@ -169,24 +177,30 @@ impl AgentCommand {
         if json {
             out.json(&tree)?;
         } else {
-            show(out, &tree, 0)?;
+            let mut rows = Vec::new();
+            list(&tree, 0, &mut rows);
+            let columns = [
+                words("child"),
+                words("state"),
+                numbers("restarts"),
+                words("last failure"),
+            ];
+            out.table(&columns, rows)?;
         }
         Ok(Outcome::Fine)
     }
 }
 
-fn show(out: &mut Out, node: &Node, depth: usize) -> Result<(), Trouble> {
+fn list(node: &Node, depth: usize, rows: &mut Vec<Vec<String>>) {
     let state = serde_json::to_string(&node.state).unwrap_or_default();
-    let failure = node
-        .last_failure
-        .as_ref()
-        .map_or_else(String::new, |f| format!("  last: {}", f.why));
-    let (indent, state) = ("  ".repeat(depth), state.trim_matches('"'));
-    out.line(format!(
-        "{indent}{}  {state}  restarts {}{failure}",
-        node.name, node.restarts
-    ))?;
-    node.children
-        .iter()
-        .try_for_each(|child| show(out, child, depth + 1))
+    let failure = node.last_failure.as_ref();
+    rows.push(vec![
+        format!("{}{}", "  ".repeat(depth), node.name),
+        state.trim_matches('"').to_owned(),
+        node.restarts.to_string(),
+        failure.map_or_else(String::new, |f| format!("{:.0}  {}", f.at, f.why)),
+    ]);
+    for child in &node.children {
+        list(child, depth + 1, rows);
+    }
 }

@@ -3,6 +3,7 @@
 mod ask;
 mod doctor;
 mod found;
+mod investigate;
 mod list;
 mod out;
 mod run;
@@ -28,7 +29,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
-    Run(Run),
+    Run(Box<Run>),
     #[command(flatten)]
     Other(Other),
 }
@@ -42,6 +43,8 @@ enum Other {
     Snapshot(snapshot::Snapshot),
     /// The calls of one function, for a bounded time
     Trace(trace::Trace),
+    /// What is wrong now
+    Investigate(investigate::Investigate),
     /// Incidents, newest first
     Incidents(found::Incidents),
     /// The newest answer of each incident
@@ -129,6 +132,7 @@ async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
         Other::Doctor(doctor) => doctor.run(out),
         Other::Snapshot(snapshot) => snapshot.run(out),
         Other::Trace(trace) => trace.run(out).await,
+        Other::Investigate(investigate) => investigate.run(out).await,
         Other::Incidents(incidents) => incidents.run(out).await,
         Other::Insights(insights) => insights.run(out).await,
         Other::Skills(skills) => skills.run(out),

@@ -27,8 +27,18 @@ pub(super) fn need_root() -> Result<(), Trouble> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let command: Vec<String> = std::env::args().collect();
-    Err(Trouble::NotRoot(command.join(" ")))
+    let words: Vec<String> = std::env::args().map(quoted).collect();
+    Err(Trouble::NotRoot(words.join(" ")))
+}
+
+/// A word as the shell wants it: what is printed is to be typed.
+fn quoted(word: String) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 impl Run {
@@ -70,7 +80,7 @@ impl Run {
                         && let Event::InsightProduced { id, .. } = &*event
                         && let Some(insight) = api.insight(id)
                     {
-                        out.line(format!("{}  {}", insight.created_at, insight.summary))?;
+                        out.line(format!("{:.0}  {}", insight.created_at, insight.summary))?;
                     }
                 }
             }

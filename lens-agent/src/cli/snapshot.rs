@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::{
     Outcome, Trouble,
-    out::{Out, number},
+    out::{Out, amount, numbers, words},
     run::need_root,
 };
 use crate::{
     agent,
     base::{
         clock::{Clock as _, SystemClock},
-        snapshot::Snapshot as Seen,
+        snapshot::{Pair, Snapshot as Seen},
     },
     config::Span,
     host::{HostReader, Root},
@@ -79,17 +79,17 @@ impl Snapshot {
 
 fn show(out: &mut Out, snapshots: &[Seen], now: &Arc<Sample>) -> Result<(), Trouble> {
     for snapshot in snapshots {
-        out.line(format!("{}  {}", snapshot.skill, snapshot.scope))?;
+        out.line(format!("{}  {}", snapshot.scope, snapshot.skill))?;
         let rows = snapshot.metrics.iter().map(|(name, value)| {
-            let by: Vec<String> = snapshot
-                .pairs
-                .iter()
-                .filter(|p| p.metric == *name)
-                .map(|p| format!("{} {}", p.by, number(p.value)))
-                .collect();
-            vec![format!("  {name}"), number(*value), by.join(", ")]
+            vec![
+                format!("  {name}"),
+                amount(name, *value),
+                caused(snapshot, name),
+            ]
         });
-        out.table(&["  metric", "value", "by"], rows.collect())?;
+        let columns = [words("  metric"), numbers("value"), words("by")];
+        out.table(&columns, rows.collect())?;
+        out.line("")?;
     }
     let mut quality = now.kernel.quality.clone();
     quality.merge(&now.host.quality);
@@ -100,4 +100,22 @@ fn show(out: &mut Out, snapshots: &[Seen], now: &Arc<Sample>) -> Result<(), Trou
         out.line(format!("not seen: {}: {}", missing.probe, missing.why))?;
     }
     Ok(())
+}
+
+/// Causes shown of one metric.
+const CAUSES: usize = 5;
+
+/// Who caused what of `metric`, the greatest first.
+fn caused(snapshot: &Seen, metric: &str) -> String {
+    let pairs: Vec<_> = snapshot
+        .pairs
+        .iter()
+        .filter(|p| &*p.metric == metric)
+        .collect();
+    let told = |p: &&Pair| format!("{} {}", p.by, amount(metric, p.value));
+    let mut causes: Vec<String> = pairs.iter().take(CAUSES).map(told).collect();
+    if let Some(more @ 1..) = pairs.len().checked_sub(CAUSES) {
+        causes.push(format!("{more} more"));
+    }
+    causes.join(", ")
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Outcome, Trouble,
-    out::{Out, number},
+    out::{Out, number, numbers, words},
     run::need_root,
 };
 use crate::{
@@ -290,7 +290,14 @@ fn show(out: &mut Out, reading: &FunctionReading) -> Result<(), Trouble> {
             us(c.max_us),
         ]
     });
-    let head = ["cgroup", "calls", "per s", "p50 us", "p99 us", "max us"];
+    let head = [
+        words("cgroup"),
+        numbers("calls"),
+        numbers("per s"),
+        numbers("p50 us"),
+        numbers("p99 us"),
+        numbers("max us"),
+    ];
     if !shown.cgroups.is_empty() {
         out.table(&head, rows.collect())?;
     }

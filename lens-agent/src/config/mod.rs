@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     anomaly,
     llm::{self, ProviderConfig, budget::Limits},
+    outputs::http::{self, Token, TokenError},
     probes,
 };
 
@@ -114,6 +115,16 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", num_args = 1.., env = "LENS_NO_PROBE", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_probe: Vec<String>,
+    /// File that holds the token which clients must show where the address is not the host's own
+    #[arg(long, value_name = "FILE", env = "LENS_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Environment variable that holds it
+    #[arg(long, value_name = "NAME", env = "LENS_TOKEN_ENV")]
+    pub token_env: Option<String>,
+    /// Names by which clients may call the agent, besides its address and `localhost`
+    #[arg(long, value_name = "HOST", num_args = 1.., env = "LENS_ALLOWED_HOST", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_host: Vec<String>,
     /// Measure how long one system call in so many takes, 0 for none [default: 8]
     #[arg(long, value_name = "N", env = "LENS_SYSCALLS_TIME_ONE_IN")]
     pub syscalls_time_one_in: Option<u32>,
@@ -168,6 +179,12 @@ pub enum ConfigError {
     /// Readings too close to one another, or too far apart.
     #[error("an interval of {0} is out of range: from 200ms to 5m")]
     Interval(Span),
+    /// Where the token should be, there is none.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Two places for one token.
+    #[error("token_file and token_env both name a token; keep one of them")]
+    TwoTokens,
 }
 
 /// Readings closer than this cost more than they tell; further apart, incidents are missed.
@@ -209,6 +226,12 @@ impl Settings {
     #[must_use]
     pub fn over(self, below: Self) -> Self {
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
+        // Two ways to say one thing: a flag goes over either key of the file.
+        let (token_file, token_env) = if self.token_file.is_some() || self.token_env.is_some() {
+            (self.token_file, self.token_env)
+        } else {
+            (below.token_file, below.token_env)
+        };
         Self {
             cgroup: list(self.cgroup, below.cgroup),
             listen: self.listen.or(below.listen),
@@ -218,6 +241,9 @@ impl Settings {
             state_dir: self.state_dir.or(below.state_dir),
             probe: list(self.probe, below.probe),
             no_probe: list(self.no_probe, below.no_probe),
+            token_file,
+            token_env,
+            allowed_host: list(self.allowed_host, below.allowed_host),
             syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
             fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
             provider: if self.provider.is_empty() {
@@ -244,6 +270,12 @@ impl Settings {
         if !INTERVAL.contains(&interval.0) {
             return Err(ConfigError::Interval(interval));
         }
+        let token = match (&self.token_file, &self.token_env) {
+            (None, None) => None,
+            (Some(file), None) => Some(Token::from_file(file)?),
+            (None, Some(name)) => Some(Token::from_env(name)?),
+            (Some(_), Some(_)) => return Err(ConfigError::TwoTokens),
+        };
         llm::config::check_all(&self.provider)?;
         let strategy = self.strategy.unwrap_or_default();
         if strategy == Strategy::AgentLoop && self.provider.is_empty() {
@@ -268,6 +300,10 @@ impl Settings {
                 ..probes::Config::default()
             },
             anomaly: anomaly::Config { learn },
+            http: http::Config {
+                token,
+                hosts: self.allowed_host,
+            },
             interval: interval.0,
             listen: self
                 .listen
@@ -287,6 +323,8 @@ pub struct Config {
     pub probes: probes::Config,
     /// When a series trusts itself.
     pub anomaly: anomaly::Config,
+    /// Who may ask.
+    pub http: http::Config,
     /// Time between two readings.
     pub interval: Duration,
     /// Where to listen.
@@ -360,6 +398,27 @@ mod tests {
                 .contains("`10m`")
         );
         assert!("0s".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn a_token_comes_from_one_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "s3cret\n").unwrap();
+        let from_file = || Settings {
+            token_file: Some(path.clone()),
+            ..Settings::default()
+        };
+        let below = || file("token_env = \"NO_SUCH_VARIABLE\"\n").unwrap();
+        let token = |settings: Settings| settings.resolve().map(|c| c.http.token.unwrap());
+        assert_eq!(token(from_file().over(below())).unwrap().reveal(), "s3cret");
+        let missing = token(below()).unwrap_err().to_string();
+        assert!(missing.contains("NO_SUCH_VARIABLE"), "{missing}");
+        let both = Settings {
+            token_env: Some("HOME".to_owned()),
+            ..from_file()
+        };
+        assert!(matches!(token(both), Err(ConfigError::TwoTokens)));
     }
 
     #[test]

@@ -8,18 +8,24 @@
 //!   v1 hierarchy of its own (`name=systemd`): then nobody uses v2.
 //! - In v1 the first of `memory`, `pids` and `name=...` that has processes below its root.
 //!
-//! Mounts and paths are as this process sees them: in a container lens needs the host's cgroup and
-//! pid namespaces, and the host's hierarchies mounted.
+//! Mounts and paths are as this process sees them. In a container lens needs the host's pid
+//! namespace and the host's hierarchies mounted. A cgroup namespace of its own would show every
+//! path as seen from the container's cgroup (`/../../shop/cart`): so lens enters the one of the
+//! first process, before it looks.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     ffi::OsStr,
     fs,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
 use super::{ReadError, Root, mounts, pid, root::unless_gone};
@@ -94,7 +100,13 @@ pub struct Found {
 
 impl Hierarchy {
     /// Looks at what is mounted, and chooses. `None` where no cgroups are mounted.
+    ///
+    /// On the machine's own root the calling thread, and those that it starts later, see cgroups
+    /// as the first process does from here on.
     pub fn detect(root: &Root) -> Result<Option<Self>, ReadError> {
+        if root.path("/") == Path::new("/") {
+            see_as_the_first_process_does();
+        }
         let (mut v2, mut v1) = (None, BTreeMap::new());
         let mut mounts = mounts::read(root, &mut Vec::new())?;
         // Of several mounts of one hierarchy the one that shows all of it.
@@ -194,6 +206,23 @@ impl Hierarchy {
             id: metadata.ino(),
             dir,
         }))
+    }
+}
+
+/// Enters the cgroup namespace of the first process, where this thread is in another one. Without
+/// the privilege it stays where it is: then nothing can be counted either.
+fn see_as_the_first_process_does() {
+    let (first, own) = ("/proc/1/ns/cgroup", "/proc/thread-self/ns/cgroup");
+    let (Ok(there), Ok(here)) = (fs::read_link(first), fs::read_link(own)) else {
+        return;
+    };
+    if there == here {
+        return;
+    }
+    if let Ok(namespace) = fs::File::open(first) {
+        let kind = Some(LinkNameSpaceType::ControlGroup);
+        // What cannot be entered is not: paths are then those of the container.
+        let _ = move_into_link_name_space(namespace.as_fd(), kind);
     }
 }
 

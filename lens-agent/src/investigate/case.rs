@@ -173,6 +173,21 @@ impl<'a> Case<'a> {
         matches!((value, self.normal(scope, metric)), (Some(v), Some(n)) if v > n.high)
     }
 
+    /// The most there was before the onset, with a quarter more; `None` if nothing was seen.
+    pub fn most_before(&self, scope: &Scope, metric: &str) -> Option<f64> {
+        let before = self.before(scope, metric, None);
+        before
+            .into_iter()
+            .max_by(f64::total_cmp)
+            .map(|most| most * HEADROOM)
+    }
+
+    /// Whether there is more than before the onset.
+    pub fn grew(&self, scope: &Scope, metric: &str) -> bool {
+        let (now, most) = (self.value(scope, metric), self.most_before(scope, metric));
+        matches!((now, most), (Some(now), Some(most)) if now > most)
+    }
+
     /// Which cgroups caused `metric` in `scope`, largest part first.
     pub fn causers(&self, scope: &Scope, metric: &'a str) -> Vec<(Arc<str>, f64)> {
         let pairs = self.newest.pairs(scope, metric);

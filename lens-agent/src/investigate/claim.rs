@@ -187,6 +187,13 @@ pub enum Statement {
         /// The later.
         then: (Scope, &'static str),
     },
+    /// `metric` of `scope` is no more than it was before the onset, but for a quarter.
+    Kept {
+        /// Whose.
+        scope: Scope,
+        /// What.
+        metric: &'static str,
+    },
     /// `metric` of `scope` is within what is normal for it.
     Normal {
         /// Whose.
@@ -209,7 +216,7 @@ impl Statement {
             Self::Reached { .. } => Kind::Limit,
             Self::Exceeds { .. } => Kind::Level,
             Self::Order { .. } => Kind::Order,
-            Self::Normal { .. } => Kind::Absence,
+            Self::Kept { .. } | Self::Normal { .. } => Kind::Absence,
         }
     }
 
@@ -228,74 +235,28 @@ impl Statement {
                 scope,
                 metric,
                 least,
-            } => {
-                let whole = case.value(&Scope::Host, metric)?;
-                let row = evidence(case, scope, metric, None, Relation::AtLeast, whole * least)?;
-                let name = short(metric);
-                let part = percent(row.seen, whole);
-                let text = format!(
-                    "{scope} makes {part} of the host's {name} ({}).",
-                    show(case, metric, row.seen)
-                );
-                (text, vec![row])
-            }
+            } => share(case, scope, metric, *least)?,
             Self::Part {
                 scope,
                 metric,
                 of,
                 least,
-            } => {
-                let whole = case.value(scope, of)?;
-                let row = evidence(case, scope, metric, None, Relation::AtLeast, whole * least)?;
-                let part = percent(row.seen, whole);
-                let text = format!(
-                    "{part} of the {} of {scope} is {}.",
-                    short(of),
-                    short(metric)
-                );
-                (text, vec![row])
-            }
+            } => part(case, scope, metric, of, *least)?,
             Self::Reached {
                 scope,
                 metric,
                 limit,
                 least,
-            } => {
-                let most = case.value(scope, limit)?;
-                let row = evidence(case, scope, metric, None, Relation::AtLeast, most * least)?;
-                let (seen, most) = (show(case, metric, row.seen), show(case, limit, most));
-                let text = format!(
-                    "{scope} is at {seen} of {}, and its limit is {most}.",
-                    short(metric)
-                );
-                (text, vec![row])
-            }
+            } => reached(case, scope, metric, limit, *least)?,
             Self::Exceeds {
                 scope,
                 metric,
                 other,
                 factor,
-            } => {
-                let least = case.value(other, metric)? * factor;
-                let row = evidence(case, scope, metric, None, Relation::AtLeast, least)?;
-                let (seen, least) = (show(case, metric, row.seen), show(case, metric, least));
-                let name = capital(&short(metric));
-                let text = format!(
-                    "{name} of {scope} is {seen}; {factor} times that of {other} is {least}."
-                );
-                (text, vec![row])
-            }
+            } => exceeds(case, scope, metric, other, *factor)?,
             Self::Order { first, then } => order(case, first, then)?,
-            Self::Normal { scope, metric } => {
-                let normal = case.normal(scope, metric)?;
-                let row = evidence(case, scope, metric, None, Relation::AtMost, normal.high)?;
-                let seen = show(case, metric, row.seen);
-                let text = format!(
-                    "{} of {scope} is as usual ({seen}).",
-                    capital(&short(metric))
-                );
-                (text, vec![row])
-            }
+            Self::Kept { scope, metric } => kept(case, scope, metric)?,
+            Self::Normal { scope, metric } => normal(case, scope, metric)?,
         };
         Some(Claim {
             kind: self.kind(),
@@ -305,12 +266,10 @@ impl Statement {
     }
 }
 
-fn change(
-    case: &Case<'_>,
-    scope: &Scope,
-    metric: &str,
-    up: bool,
-) -> Option<(String, Vec<Evidence>)> {
+/// A sentence and its evidence; `None` if a number is missing.
+type Told = Option<(String, Vec<Evidence>)>;
+
+fn change(case: &Case<'_>, scope: &Scope, metric: &str, up: bool) -> Told {
     let normal = case.normal(scope, metric)?;
     let (relation, value) = if up {
         (Relation::More, normal.high)
@@ -333,13 +292,7 @@ fn change(
     Some((text, vec![row]))
 }
 
-fn caused(
-    case: &Case<'_>,
-    victim: &Scope,
-    metric: &str,
-    by: &By,
-    least: f64,
-) -> Option<(String, Vec<Evidence>)> {
+fn caused(case: &Case<'_>, victim: &Scope, metric: &str, by: &By, least: f64) -> Told {
     let (_, mut rows) = change(case, victim, metric, true)?;
     let whole = rows[0].seen;
     let mut part = evidence(
@@ -361,12 +314,67 @@ fn caused(
     Some((text, rows))
 }
 
+fn share(case: &Case<'_>, scope: &Scope, metric: &str, least: f64) -> Told {
+    let whole = case.value(&Scope::Host, metric)?;
+    let mut row = at_least(case, scope, metric, whole * least)?;
+    row.holds &= !held_before(case, &row);
+    let (part, name) = (percent(row.seen, whole), short(metric));
+    let seen = show(case, metric, row.seen);
+    let text = format!("{scope} makes {part} of the host's {name} ({seen}).");
+    Some((text, vec![row]))
+}
+
+fn part(case: &Case<'_>, scope: &Scope, metric: &str, of: &str, least: f64) -> Told {
+    let whole = case.value(scope, of)?;
+    let row = at_least(case, scope, metric, whole * least)?;
+    let part = percent(row.seen, whole);
+    let text = format!(
+        "{part} of the {} of {scope} is {}.",
+        short(of),
+        short(metric)
+    );
+    Some((text, vec![row]))
+}
+
+fn reached(case: &Case<'_>, scope: &Scope, metric: &str, limit: &str, least: f64) -> Told {
+    let most = case.value(scope, limit)?;
+    let row = at_least(case, scope, metric, most * least)?;
+    let (seen, most) = (show(case, metric, row.seen), show(case, limit, most));
+    let name = short(metric);
+    let text = format!("{scope} is at {seen} of {name}, and its limit is {most}.");
+    Some((text, vec![row]))
+}
+
+fn exceeds(case: &Case<'_>, scope: &Scope, metric: &str, other: &Scope, factor: f64) -> Told {
+    let least = case.value(other, metric)? * factor;
+    let row = at_least(case, scope, metric, least)?;
+    let (seen, least) = (show(case, metric, row.seen), show(case, metric, least));
+    let name = capital(&short(metric));
+    let text = format!("{name} of {scope} is {seen}; {factor} times that of {other} is {least}.");
+    Some((text, vec![row]))
+}
+
+fn kept(case: &Case<'_>, scope: &Scope, metric: &str) -> Told {
+    let most = case.most_before(scope, metric)?;
+    let row = evidence(case, scope, metric, None, Relation::AtMost, most)?;
+    let (seen, most) = (show(case, metric, row.seen), show(case, metric, most));
+    let name = capital(&short(metric));
+    let text = format!("{name} of {scope} did not grow: {seen}, to be expected up to {most}.");
+    Some((text, vec![row]))
+}
+
+fn normal(case: &Case<'_>, scope: &Scope, metric: &str) -> Told {
+    let high = case.normal(scope, metric)?.high;
+    let row = evidence(case, scope, metric, None, Relation::AtMost, high)?;
+    let (name, seen) = (capital(&short(metric)), show(case, metric, row.seen));
+    Some((
+        format!("{name} of {scope} is as usual ({seen})."),
+        vec![row],
+    ))
+}
+
 /// Onsets are compared as seconds since 1970.
-fn order(
-    case: &Case<'_>,
-    first: &(Scope, &'static str),
-    then: &(Scope, &'static str),
-) -> Option<(String, Vec<Evidence>)> {
+fn order(case: &Case<'_>, first: &(Scope, &'static str), then: &(Scope, &'static str)) -> Told {
     let seconds = |t: jiff::Timestamp| t.as_millisecond() as f64 / 1e3;
     let seen = seconds(case.onset_of(&first.0, first.1)?);
     let value = seconds(case.onset_of(&then.0, then.1)?);
@@ -382,6 +390,10 @@ fn order(
         then.0
     );
     Some((text, vec![row]))
+}
+
+fn at_least(case: &Case<'_>, scope: &Scope, metric: &str, value: f64) -> Option<Evidence> {
+    evidence(case, scope, metric, None, Relation::AtLeast, value)
 }
 
 fn evidence(

@@ -1,3 +1,4 @@
 //! Everything that shows the agent to the outside.
 
 pub mod http;
+pub mod prometheus;

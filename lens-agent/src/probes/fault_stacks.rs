@@ -1,8 +1,10 @@
 //! Where page faults come from: the reader of the faultstacks object, which the memory probe loads
 //! when it is asked to.
 
-use aya::maps::{HashMap, MapData, StackTraceMap};
-use lens_common::memory::FaultKey;
+use std::collections::BTreeSet;
+
+use aya::maps::{HashMap, MapData};
+use lens_common::memory::{FRAMES, Stack};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -30,8 +32,12 @@ pub struct FaultStack {
 pub(super) struct FaultStacks {
     object: Object,
     losses: Losses,
-    samples: HashMap<MapData, [u64; 2], u64>,
-    frames: StackTraceMap<MapData>,
+    /// By cgroup, process and stack.
+    samples: HashMap<MapData, [u64; 3], u64>,
+    frames: HashMap<MapData, u64, Stack>,
+    /// What the reading before found to be of no use: a cgroup that is no target, a stack that no
+    /// sample names. If it still is, it goes; at first it may just have been made.
+    useless: BTreeSet<u64>,
     one_in: u32,
 }
 
@@ -53,13 +59,14 @@ impl FaultStacks {
             why: why.to_string(),
         };
         let samples = HashMap::try_from(object.take_map("SAMPLE")?).map_err(wrong)?;
-        let frames = StackTraceMap::try_from(object.take_map("STACK")?).map_err(wrong)?;
+        let frames = HashMap::try_from(object.take_map("STACK")?).map_err(wrong)?;
         object.attach("page_fault_user", types)?;
         Ok(Self {
             losses: Losses::of(&object)?,
             object,
             samples,
             frames,
+            useless: BTreeSet::new(),
             one_in,
         })
     }
@@ -82,29 +89,51 @@ impl FaultStacks {
             .insert("memory.fault_stacks".to_owned(), u64::from(self.one_in));
         let mut found = Vec::new();
         let mut gone = Vec::new();
+        let mut used = BTreeSet::new();
+        let mut useless = BTreeSet::new();
         for sample in &self.samples {
             let (key, samples) = sample.map_err(wrong)?;
-            let of = FaultKey::from_words(key);
-            if !targets.live().contains_key(&of.cgroup) {
-                gone.push(key);
+            let [cgroup, tgid, stack] = key;
+            used.insert(stack);
+            if !targets.live().contains_key(&cgroup) {
+                useless.insert(cgroup);
+                if self.useless.contains(&cgroup) {
+                    gone.push(key);
+                }
                 continue;
             }
-            let Ok(stack) = self.frames.get(&of.stack, 0) else {
-                continue;
-            };
+            // Without frames if it went just when it came back; the next sample brings it again.
+            let frames = self.frames.get(&stack, 0).unwrap_or([0; FRAMES]);
             found.push(FaultStack {
-                cgroup: of.cgroup,
-                tgid: of.tgid,
+                cgroup,
+                tgid: u32::try_from(tgid).unwrap_or_default(),
                 samples,
-                frames: stack.frames().iter().map(|frame| frame.ip).collect(),
+                frames: frames.into_iter().take_while(|at| *at != 0).collect(),
             });
         }
         for key in gone {
             // Whoever was there first.
             let _ = self.samples.remove(&key);
         }
+        self.drop_unused(&used, &mut useless);
+        self.useless = useless;
         found.sort_by_key(|stack| std::cmp::Reverse(stack.samples));
         Ok(found)
+    }
+
+    fn drop_unused(&mut self, used: &BTreeSet<u64>, useless: &mut BTreeSet<u64>) {
+        let kept: Vec<u64> = self.frames.keys().flatten().collect();
+        for stack in kept {
+            if used.contains(&stack) {
+                continue;
+            }
+            if self.useless.contains(&stack) {
+                // Whoever was there first.
+                let _ = self.frames.remove(&stack);
+            } else {
+                useless.insert(stack);
+            }
+        }
     }
 
     /// What its program has cost so far.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    mem::offset_of,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -10,13 +11,17 @@ use std::{
 use lens_common::{
     hist::{BUCKETS, Hist},
     limits::{PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
-    sched::{BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Pair, Runs, SchedSlot, Waiting},
+    sched::{
+        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, Pair, Ring, Run, Runs, SchedSlot,
+        Throttled, Waiting, place_of,
+    },
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     KernelReading, Probe, ProbeError, Setup,
     mapped::Mapped,
+    near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
@@ -69,9 +74,15 @@ pub struct SchedCounters {
     pub wait_max_ns: u64,
     /// The part of `wait_ns` whose holders are sampled.
     pub sampled_ns: u64,
-    /// The part of `wait_ns` whose holder found no room in the table.
+    /// The part of `wait_ns` whose holder found no room in the table; of waits all walked back.
     pub other_ns: u64,
-    /// Tasks switched out that could have gone on.
+    /// The same of the sampled short waits.
+    pub other_sampled_ns: u64,
+    /// Waits whose end this kernel's tracepoint did not tell; counted from its books all the same.
+    pub unseen: u64,
+    /// Their length.
+    pub unseen_ns: u64,
+    /// Waits of tasks that lost the CPU although they could have gone on.
     pub preempted: u64,
     /// Sleeps that ended: interruptible, uninterruptible, other states.
     pub sleeps: [u64; 3],
@@ -100,6 +111,8 @@ pub struct Sched {
     slots: Mapped<SchedSlot>,
     pairs: Mapped<Pair>,
     runs: Mapped<Runs>,
+    throttled: Mapped<Throttled>,
+    near: Near,
     /// Where the waits under way can be read; absent where the kernel does not keep them.
     waiting: Option<PathBuf>,
     splits_quota: bool,
@@ -107,12 +120,11 @@ pub struct Sched {
 
 /// Loads and attaches it.
 pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
-    Ok(Box::new(Sched::start(setup, false)?))
+    Ok(Box::new(Sched::start(setup)?))
 }
 
 impl Sched {
-    /// `forced_fallback`: does without the kernel's own book-keeping of waits although it is there.
-    pub(super) fn start(setup: &Setup<'_>, forced_fallback: bool) -> Result<Self, ProbeError> {
+    fn start(setup: &Setup<'_>) -> Result<Self, ProbeError> {
         let types = setup.types;
         let mut plan = Plan::new("sched", bytes!("sched"), types, setup.cpus);
         cgroup_constants(&mut plan, types, setup.watched)?;
@@ -124,12 +136,18 @@ impl Sched {
             ("TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
             ("TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
             ("TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
+            (
+                "TASK_LAST_ARRIVAL",
+                "task_struct",
+                "sched_info.last_arrival",
+            ),
+            ("TASK_ARRIVALS", "task_struct", "sched_info.pcount"),
             ("TASK_CPU", "task_struct", "thread_info.cpu"),
             ("CFS_RQ_RQ", "cfs_rq", "rq"),
             ("RQ_CLOCK", "rq", "clock"),
             ("RQ_CLOCK_TASK", "rq", "clock_task"),
         ];
-        let mut has_sched_info = !forced_fallback;
+        let mut has_sched_info = !setup.config.force_fallback;
         for (name, structure, field) in optional {
             let offset = types.offset(structure, field);
             has_sched_info &= offset.is_some();
@@ -153,6 +171,7 @@ impl Sched {
             .per_cpu("PAIR", PAIRS)
             .per_cpu("RUN", 1);
         plan.per_cpu("THROTTLE", THROTTLED);
+        Near::plan(&mut plan);
         let mut object = plan.load()?;
         let waiting = if has_sched_info {
             object.pin_iterator("waiting", types, setup.pins).ok()
@@ -170,6 +189,8 @@ impl Sched {
             slots: object.mapped("SLOT", SLOTS)?,
             pairs: object.mapped("PAIR", PAIRS)?,
             runs: object.mapped("RUN", 1)?,
+            throttled: object.mapped("THROTTLE", THROTTLED)?,
+            near: Near::of(&object)?,
             object,
             waiting,
             splits_quota,
@@ -186,6 +207,9 @@ impl Sched {
             sum.wait_ns += at.wait_ns;
             sum.sampled_ns += at.sampled_ns;
             sum.other_ns += at.other_ns;
+            sum.other_sampled_ns += at.other_sampled_ns;
+            sum.unseen += at.unseen;
+            sum.unseen_ns += at.unseen_ns;
             sum.preempted += at.preempted;
             for kind in 0..3 {
                 sum.sleeps[kind] += at.sleeps[kind];
@@ -194,20 +218,56 @@ impl Sched {
             for bucket in 0..BUCKETS {
                 sum.wait_hist[bucket] += at.wait_hist[bucket];
             }
-            sum.wait_max_ns = sum.wait_max_ns.max(self.take_max(cpu, slot));
+            sum.wait_max_ns = sum.wait_max_ns.max(at.wait_max_ns);
         }
         sum
     }
 
     /// The longest wait since the last reading; begins anew.
-    fn take_max(&self, cpu: usize, slot: u32) -> u64 {
-        let Some(at) = self.slots.at(cpu, slot as usize) else {
-            return 0;
-        };
-        // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
-        #[expect(unsafe_code, reason = "an atomic exchange in shared memory")]
-        let max = unsafe { AtomicU64::from_ptr(&raw mut (*at).wait_max_ns) };
-        max.swap(0, Ordering::Relaxed)
+    fn take_max(&self, slot: u32) -> u64 {
+        let mut longest = 0;
+        for cpu in 0..self.slots.cpus() {
+            let Some(at) = self.slots.at(cpu, slot as usize) else {
+                continue;
+            };
+            // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
+            #[expect(unsafe_code, reason = "an atomic exchange in shared memory")]
+            let max = unsafe { AtomicU64::from_ptr(&raw mut (*at).wait_max_ns) };
+            longest = longest.max(max.swap(0, Ordering::Relaxed));
+        }
+        longest
+    }
+
+    /// The counters of `slots` by cgroup id, and of waits under way. Those of a cgroup in which a
+    /// wait ended meanwhile are read again: it might be counted in neither, or twice.
+    fn read_once(
+        &self,
+        slots: &BTreeMap<u64, u32>,
+        targets: &Targets,
+        quality: &mut Quality,
+    ) -> Result<BTreeMap<u64, SchedCounters>, ProbeError> {
+        const TRIES: usize = 4;
+        let mut done = BTreeMap::new();
+        let mut left = slots.clone();
+        for _ in 0..TRIES {
+            let mut now: BTreeMap<_, _> = left.iter().map(|(id, s)| (*id, self.slot(*s))).collect();
+            let ended: BTreeMap<_, _> = now
+                .iter()
+                .map(|(id, c)| (*id, (c.waits, c.wait_ns)))
+                .collect();
+            self.add_pairs(&mut now, targets);
+            self.add_waiting(&mut now)?;
+            left.retain(|id, slot| {
+                let again = self.slot(*slot);
+                ended.get(id) != Some(&(again.waits, again.wait_ns))
+            });
+            done.append(&mut now);
+            if left.is_empty() {
+                break;
+            }
+        }
+        quality.censored += done.values().map(|c| c.waiting).sum::<u64>();
+        Ok(done)
     }
 
     fn add_pairs(&self, into: &mut BTreeMap<u64, SchedCounters>, targets: &Targets) {
@@ -219,12 +279,11 @@ impl Sched {
                 if pair.victim == 0 {
                     continue;
                 }
-                if !targets.live().contains_key(&pair.victim) {
-                    // Its cgroup is gone for good: make room.
-                    self.pairs.set(cpu, i, Pair::default());
-                    continue;
-                }
                 let Some(counters) = into.get_mut(&pair.victim) else {
+                    if !targets.counts(pair.victim) {
+                        // Its cgroup is gone for good: make room.
+                        self.free_pair(cpu, i);
+                    }
                     continue;
                 };
                 let held = counters
@@ -237,17 +296,31 @@ impl Sched {
         }
     }
 
+    /// Frees a pair's place. The kernel side takes it for another as soon as it has no victim, so
+    /// that goes last.
+    fn free_pair(&self, cpu: usize, i: usize) {
+        let Some(pair) = self.pairs.get(cpu, i) else {
+            return;
+        };
+        let victim = pair.victim;
+        self.pairs.set(
+            cpu,
+            i,
+            Pair {
+                victim,
+                ..Pair::default()
+            },
+        );
+        if let Some(at) = self.pairs.at(cpu, i) {
+            // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
+            #[expect(unsafe_code, reason = "an atomic store in shared memory")]
+            unsafe { AtomicU64::from_ptr(&raw mut (*at).victim) }.store(0, Ordering::Release);
+        }
+    }
+
     /// Adds the waits that have not ended.
-    fn add_waiting(
-        &self,
-        into: &mut BTreeMap<u64, SchedCounters>,
-        quality: &mut Quality,
-    ) -> Result<(), ProbeError> {
+    fn add_waiting(&self, into: &mut BTreeMap<u64, SchedCounters>) -> Result<(), ProbeError> {
         let Some(path) = &self.waiting else {
-            quality.miss(
-                "sched.waiting",
-                "waits under way are not seen on this kernel",
-            );
             return Ok(());
         };
         let records = fs::read(path).map_err(|why| ProbeError::Read {
@@ -264,11 +337,17 @@ impl Sched {
             counters.waiting += 1;
             counters.wait_ns += wait;
             counters.wait_max_ns = counters.wait_max_ns.max(wait);
-            quality.censored += 1;
+            let cpu = waiting.cpu as usize;
             let ring = runs
                 .entry(waiting.cpu)
-                .or_insert_with(|| self.runs.get(waiting.cpu as usize, 0));
-            walk_back(&waiting, ring.as_ref(), &mut |holder, ns| {
+                .or_insert_with(|| self.runs.get(cpu, 0));
+            let place = place_of(waiting.cfs_rq, THROTTLED) as usize;
+            let throttled = self.throttled.get(cpu, place).filter(|t| {
+                // Another's place, or one that nobody has taken yet.
+                waiting.cfs_rq != 0 && t.cfs_rq == waiting.cfs_rq
+            });
+            let holes = holes_of(&waiting, throttled.as_ref());
+            walk_back(&waiting, &holes, ring.as_ref(), &mut |holder, ns| {
                 counters.held.entry(holder).or_default().exact_ns += ns;
             });
         }
@@ -282,19 +361,32 @@ impl Probe for Sched {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
-        let mut cgroups = BTreeMap::new();
-        for (id, target) in targets.live() {
-            if target.slot != 0 {
-                cgroups.insert(*id, self.slot(target.slot));
+        self.near.forget();
+        let slots: BTreeMap<u64, u32> = targets
+            .live()
+            .iter()
+            .filter(|(_, target)| target.slot != 0)
+            .map(|(id, target)| (*id, target.slot))
+            .collect();
+        let quality = &mut into.quality;
+        let mut cgroups = self.read_once(&slots, targets, quality)?;
+        for (id, slot) in &slots {
+            let ended = self.take_max(*slot);
+            if let Some(counters) = cgroups.get_mut(id) {
+                counters.wait_max_ns = counters.wait_max_ns.max(ended);
             }
         }
-        let other = self.slot(0);
+        let mut other = self.slot(0);
         if other.waits != 0 {
+            other.wait_max_ns = self.take_max(0);
             cgroups.insert(0, other);
         }
-        self.add_pairs(&mut cgroups, targets);
-        let quality = &mut into.quality;
-        self.add_waiting(&mut cgroups, quality)?;
+        if self.waiting.is_none() {
+            quality.miss(
+                "sched.waiting",
+                "waits under way are not seen on this kernel",
+            );
+        }
         for (map, n) in self.losses.all() {
             quality.lost.insert(map, n);
         }
@@ -322,38 +414,83 @@ impl Probe for Sched {
     }
 }
 
-/// Who ran while `waiting` waited, back to when it was queued.
-fn walk_back(waiting: &Waiting, runs: Option<&Runs>, add: &mut impl FnMut(Holder, u64)) {
+/// The throttlings that `waiting` may have waited through, oldest first.
+fn holes_of(waiting: &Waiting, throttled: Option<&Throttled>) -> Vec<Hole> {
+    let mut holes = Vec::new();
+    if let Some(known) = throttled {
+        holes.extend(known.holes.iter().filter(|hole| hole.until != 0));
+        let grown = waiting.throttled_ns.saturating_sub(known.seen_ns);
+        if grown != 0 {
+            // It has ended, and nobody of the group has come onto the CPU since.
+            let from = if known.since != 0 {
+                known.since
+            } else {
+                known.last_ran
+            };
+            holes.push(Hole {
+                from,
+                until: from + grown,
+            });
+        }
+    }
+    if waiting.throttled_at != 0 {
+        holes.push(Hole {
+            from: waiting.throttled_at,
+            until: waiting.now,
+        });
+    }
+    holes
+}
+
+/// Who ran while `waiting` waited, back to when it was queued; what `walk` does in the kernel.
+fn walk_back(
+    waiting: &Waiting,
+    holes: &[Hole],
+    runs: Option<&Runs>,
+    add: &mut impl FnMut(Holder, u64),
+) {
     let queued = waiting.queued_at;
     let mut upto = waiting.now.max(queued);
-    if waiting.throttled_at != 0 {
-        // Since then its own quota has kept it off, whoever ran.
-        let from = waiting.throttled_at.clamp(queued, upto);
-        add(Holder::Quota, upto - from);
-        upto = from;
-    }
-    let Some(runs) = runs else {
-        add(Holder::Unattributed, upto - queued);
-        return;
-    };
     let mask = RUNS - 1;
-    let mut by = runs.running;
-    let mut i = usize::try_from(runs.head).unwrap_or_default() & mask;
-    for _ in 0..RUNS - 1 {
-        let before = runs.ring[i];
-        if before.end == 0 {
-            break;
+    if let Some(runs) = runs {
+        let mut run = Run {
+            by: runs.running,
+            end: waiting.now,
+            task_end: waiting.task_now,
+        };
+        let head = |ring: &Ring| usize::try_from(ring.head).unwrap_or_default() & mask;
+        let near = &runs.near;
+        let ring = if near.runs[(head(near) + 1) & mask].end > queued {
+            // Longer ago than that.
+            &runs.far
+        } else {
+            near
+        };
+        let mut i = head(ring);
+        for _ in 0..RUNS - 1 {
+            let before = ring.runs[i];
+            if before.end == 0 || upto == queued {
+                break;
+            }
+            let from = before.end.clamp(queued, upto);
+            let held: u64 = holes.iter().map(|h| overlap(h, from, upto)).sum();
+            let ran = (upto - from).saturating_sub(held);
+            let whole = run.end.saturating_sub(before.end);
+            let on_cpu = run.task_end.saturating_sub(before.task_end);
+            let stolen = whole.saturating_sub(on_cpu).min(ran);
+            add(Holder::Quota, (upto - from) - ran);
+            add(Holder::Kernel, stolen);
+            add(Holder::from_kernel(run.by), ran - stolen);
+            upto = from;
+            run = before;
+            i = i.wrapping_sub(1) & mask;
         }
-        let from = before.end.clamp(queued, upto);
-        add(Holder::from_kernel(by), upto - from);
-        upto = from;
-        if upto == queued {
-            return;
-        }
-        by = before.by;
-        i = i.wrapping_sub(1) & mask;
     }
     add(Holder::Unattributed, upto - queued);
+}
+
+fn overlap(hole: &Hole, from: u64, until: u64) -> u64 {
+    hole.until.min(until).saturating_sub(hole.from.max(from))
 }
 
 fn parse(record: &[u8]) -> Waiting {
@@ -370,12 +507,15 @@ fn parse(record: &[u8]) -> Waiting {
             .map_or(0, u32::from_ne_bytes)
     };
     Waiting {
-        cgroup: word(0),
-        queued_at: word(8),
-        now: word(16),
-        throttled_at: word(24),
-        cpu: half(32),
-        tid: half(36),
+        cgroup: word(offset_of!(Waiting, cgroup)),
+        queued_at: word(offset_of!(Waiting, queued_at)),
+        now: word(offset_of!(Waiting, now)),
+        task_now: word(offset_of!(Waiting, task_now)),
+        throttled_at: word(offset_of!(Waiting, throttled_at)),
+        throttled_ns: word(offset_of!(Waiting, throttled_ns)),
+        cfs_rq: word(offset_of!(Waiting, cfs_rq)),
+        cpu: half(offset_of!(Waiting, cpu)),
+        tid: half(offset_of!(Waiting, tid)),
     }
 }
 
@@ -394,20 +534,33 @@ mod tests {
                 task_end: *end,
             };
         }
-        Runs {
+        let near = Ring {
             head: intervals.len() as u64 - 1,
+            runs: ring,
+        };
+        Runs {
             running,
-            ring,
+            tid: 0,
+            random: 0,
+            stretch_ns: 0,
+            near,
+            far: near,
         }
     }
 
-    fn check(waiting: Waiting, runs: &Runs, want: &[(Holder, u64)]) {
-        let mut seen = Vec::new();
-        walk_back(&waiting, Some(runs), &mut |holder, ns| {
-            seen.push((holder, ns));
+    #[track_caller]
+    fn check(waiting: Waiting, holes: &[Hole], runs: &Runs, want: &[(Holder, u64)]) {
+        let waiting = Waiting {
+            task_now: waiting.now,
+            ..waiting
+        };
+        let mut seen: BTreeMap<Holder, u64> = BTreeMap::new();
+        walk_back(&waiting, holes, Some(runs), &mut |holder, ns| {
+            *seen.entry(holder).or_default() += ns;
         });
-        seen.retain(|(_, ns)| *ns != 0);
-        assert_eq!(seen, want);
+        seen.retain(|_, ns| *ns != 0);
+        assert_eq!(seen, want.iter().copied().collect());
+        assert_eq!(seen.values().sum::<u64>(), waiting.now - waiting.queued_at);
     }
 
     #[test]
@@ -421,6 +574,7 @@ mod tests {
         let behind = |id| Holder::Cgroup(id);
         check(
             waiting,
+            &[],
             &ring,
             &[(behind(9), 100), (behind(7), 100), (behind(8), 50)],
         );
@@ -436,12 +590,29 @@ mod tests {
         };
         check(
             waiting,
+            &[],
             &ring,
             &[
                 (Holder::Cgroup(9), 50),
                 (Holder::Cgroup(8), 100),
                 (Holder::Unattributed, 50),
             ],
+        );
+    }
+
+    #[test]
+    fn a_ring_that_has_moved_on_blames_who_ran_then() {
+        let ring = runs(&[(7, 100), (8, 200), (7, 300)], 9);
+        let waiting = Waiting {
+            queued_at: 50,
+            now: 180,
+            ..Waiting::default()
+        };
+        check(
+            waiting,
+            &[],
+            &ring,
+            &[(Holder::Cgroup(8), 80), (Holder::Unattributed, 50)],
         );
     }
 
@@ -456,8 +627,39 @@ mod tests {
         };
         check(
             waiting,
+            &holes_of(&waiting, None),
             &ring,
             &[(Holder::Quota, 150), (Holder::Cgroup(9), 100)],
+        );
+    }
+
+    #[test]
+    fn a_wait_through_several_throttlings_waits_for_all_of_them() {
+        let ring = runs(&[(7, 1000), (8, 2000)], 9);
+        let waiting = Waiting {
+            queued_at: 1100,
+            now: 3000,
+            throttled_at: 2900,
+            throttled_ns: 650,
+            ..Waiting::default()
+        };
+        let mut known = Throttled {
+            seen_ns: 550,
+            since: 2400,
+            ..Throttled::default()
+        };
+        let hole = |from, until| Hole { from, until };
+        (known.holes[0], known.holes[1]) = (hole(900, 1200), hole(1500, 1750));
+        // 100 + 250 that are known, 100 that ended unseen, 100 under way.
+        check(
+            waiting,
+            &holes_of(&waiting, Some(&known)),
+            &ring,
+            &[
+                (Holder::Quota, 550),
+                (Holder::Cgroup(8), 550),
+                (Holder::Cgroup(9), 800),
+            ],
         );
     }
 }

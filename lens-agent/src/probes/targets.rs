@@ -3,9 +3,12 @@
 //! The kernel program gives a slot to a cgroup born under a watched one; everything else about
 //! the table is done here, and only here. A removed cgroup keeps its slot until its last counts
 //! have been read, and one reading longer, until no program can still be counting in it.
+//!
+//! A cgroup that is in the table for its children only counts in a slot that nobody reads, and so
+//! does not pass for one of the targets beyond the limit.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -64,8 +67,12 @@ pub struct Targets {
     live: BTreeMap<u64, TargetState>,
     names: BTreeMap<u64, Arc<str>>,
     former: VecDeque<u64>,
-    /// Slots that were taken out of the table at the last reading.
-    cooling: Vec<u32>,
+    /// Targets that hold no processes and have no slot yet, because many others have.
+    empty: BTreeMap<u64, Arc<str>>,
+    /// Slots that were taken out of the table since the last reading, and before it.
+    cooling: [Vec<u32>; 2],
+    /// The slot of cgroups that are in the table for their children only.
+    aside: u32,
     lost_events: u64,
 }
 
@@ -140,7 +147,8 @@ impl Targets {
             .map_err(|why| wrong("TARGETS", why.to_string()))?;
         let mut free: Queue<MapData, u32> = Queue::try_from(object.take_map("FREE")?)
             .map_err(|why| wrong("FREE", why.to_string()))?;
-        for slot in 1..=MAX_TARGETS {
+        let aside = MAX_TARGETS;
+        for slot in 1..aside {
             free.push(slot, 0)
                 .map_err(|why| wrong("FREE", why.to_string()))?;
         }
@@ -162,7 +170,9 @@ impl Targets {
             live: BTreeMap::new(),
             names: BTreeMap::new(),
             former: VecDeque::new(),
-            cooling: Vec::new(),
+            empty: BTreeMap::new(),
+            cooling: [Vec::new(), Vec::new()],
+            aside,
             lost_events: 0,
         };
         targets.scan();
@@ -182,11 +192,14 @@ impl Targets {
             if event.made {
                 self.name(event.id, &event.path);
                 self.take_up(event.id, &event.path, true);
-            } else if let Some(target) = self.live.get_mut(&event.id) {
-                target.removed = true;
             } else {
-                self.forget_later(event.id);
+                self.gone(event.id);
             }
+        }
+        let empty = std::mem::take(&mut self.empty);
+        for (id, path) in empty {
+            let populated = holds_processes(&self.root.join(path.trim_start_matches('/')));
+            self.take_up(id, &path, populated);
         }
         let lost = self.losses.count(lens_common::loss::EVENTS);
         if lost != self.lost_events {
@@ -195,14 +208,16 @@ impl Targets {
         }
     }
 
-    /// Takes removed cgroups out of the table; returns the slots whose counters are to be cleared,
-    /// which nobody counts in any more.
+    /// Takes removed cgroups out of the table. Slots that were taken out before the last reading
+    /// are cleared, which nobody counts in any more, and free again.
     pub fn settle(&mut self, clear: impl Fn(u32)) {
-        for slot in self.cooling.drain(..) {
+        let [recent, before] = &mut self.cooling;
+        for slot in before.drain(..) {
             clear(slot);
             // It came out of this queue, so there is room for it.
             let _ = self.free.push(slot, 0);
         }
+        std::mem::swap(recent, before);
         let removed: Vec<u64> = self
             .live
             .iter()
@@ -210,30 +225,39 @@ impl Targets {
             .map(|(id, _)| *id)
             .collect();
         for id in removed {
-            if let Some(target) = self.live.remove(&id) {
-                let _ = self.table.remove(&id);
-                if target.slot != OTHER_SLOT {
-                    self.cooling.push(target.slot);
-                }
-                self.forget_later(id);
+            self.live.remove(&id);
+            if let Some(slot) = self.drop_entry(id) {
+                // Its last counts have just been read.
+                self.cooling[1].push(slot);
             }
+            self.forget_later(id);
         }
     }
 
     /// Looks at the whole tree: at the start, when events were lost, and now and then for
     /// cgroups that were empty and are not any more.
     pub fn scan(&mut self) {
+        // Before the tree: what is made meanwhile must not pass for removed.
+        let entered: BTreeSet<u64> = self.table.keys().flatten().collect();
         let mut found = Vec::new();
         walk(&self.root, "/", &mut found);
-        let ids: std::collections::BTreeSet<u64> = found.iter().map(|(id, ..)| *id).collect();
+        // Who runs now has a better right to a slot.
+        found.sort_by_key(|(.., populated)| !populated);
+        self.empty.clear();
+        let mut there = BTreeSet::new();
         for (id, path, populated) in found {
+            there.insert(id);
             self.name(id, &path);
             self.take_up(id, &path, populated);
         }
-        for (id, target) in &mut self.live {
-            if !ids.contains(id) {
-                target.removed = true;
-            }
+        let former: BTreeSet<u64> = self.former.iter().copied().collect();
+        let known = entered.iter().chain(self.names.keys());
+        let gone: BTreeSet<u64> = known
+            .filter(|id| !there.contains(id) && !former.contains(id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.gone(id);
         }
     }
 
@@ -274,50 +298,149 @@ impl Targets {
         &self.object
     }
 
-    /// Enters the cgroup into the table if it was asked for, unless the kernel has done so.
-    fn take_up(&mut self, id: u64, path: &str, populated: bool) {
-        let children = u32::from(self.globs.matches_children_of(path));
-        let wanted = populated && self.globs.matches(path);
-        let entered = self.table.get(&id, 0).ok().map(Target::from_bits);
-        let entered = match entered {
-            Some(target) if target.slot == OTHER_SLOT && wanted && !self.live.contains_key(&id) => {
-                // It was entered for its children only.
-                let _ = self.table.remove(&id);
-                None
-            }
-            other => other,
-        };
-        if !wanted && children == 0 && entered.is_none() {
-            return;
+    /// Whether the kernel side counts for the cgroup with `id` and somebody reads it, or will.
+    pub fn counts(&self, id: u64) -> bool {
+        self.live.contains_key(&id) || self.entry(id).is_some_and(|t| t.slot != self.aside)
+    }
+
+    /// Checks that each slot is in exactly one place: free, in use by a live target, or about to
+    /// be free. For tests: while it runs, a new cgroup finds no free slot.
+    pub fn audit(&mut self) -> Result<(), String> {
+        let mut places: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let mut note = |slot: u32, place: String| places.entry(slot).or_default().push(place);
+        let mut free = Vec::new();
+        while let Ok(slot) = self.free.pop(0) {
+            free.push(slot);
         }
-        let target = entered.or_else(|| self.enter(id, wanted, children));
-        let Some(target) = target else { return };
-        if wanted {
-            self.live.entry(id).or_insert_with(|| TargetState {
-                path: path.into(),
-                slot: target.slot,
-                removed: false,
-            });
+        for slot in free {
+            let _ = self.free.push(slot, 0);
+            note(slot, "free".to_owned());
+        }
+        for slot in self.cooling.iter().flatten() {
+            note(*slot, "cooling".to_owned());
+        }
+        let mut wrong = Vec::new();
+        let entries: Vec<(u64, u64)> = self.table.iter().flatten().collect();
+        for (id, bits) in entries {
+            let slot = Target::from_bits(bits).slot;
+            if slot == self.aside {
+                continue;
+            }
+            if self.live.get(&id).map(|t| t.slot) != Some(slot) {
+                wrong.push(format!("{id} counts in slot {slot} and is no live target"));
+            }
+            note(slot, format!("of {id}"));
+        }
+        for (id, target) in &self.live {
+            if self.entry(*id).is_none_or(|t| t.slot != target.slot) {
+                wrong.push(format!(
+                    "{id} is live in slot {} and not in the table",
+                    target.slot
+                ));
+            }
+        }
+        for slot in 1..self.aside {
+            match places.get(&slot).map_or(&[][..], Vec::as_slice) {
+                [_] => {}
+                found => wrong.push(format!("slot {slot} is in {found:?}")),
+            }
+        }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join("; "))
         }
     }
 
-    fn enter(&mut self, id: u64, own_slot: bool, children: u32) -> Option<Target> {
-        let slot = if own_slot {
-            self.free.pop(0).unwrap_or(OTHER_SLOT)
-        } else {
-            OTHER_SLOT
-        };
-        let target = Target { slot, children };
-        let entered = self.table.insert(id, target.to_bits(), NOEXIST);
-        if entered.is_ok() {
-            return Some(target);
+    /// Sees to it that the table says of the cgroup what was asked for.
+    fn take_up(&mut self, id: u64, path: &str, populated: bool) {
+        let wanted = self.globs.matches(path);
+        let children = u32::from(self.globs.matches_children_of(path));
+        let entered = self.entry(id);
+        if !wanted {
+            // The kernel gave it a slot as a child of a watched one, or the globs want no more.
+            if entered.is_some_and(|t| t.slot != self.aside || t.children != children)
+                && let Some(slot) = self.drop_entry(id)
+            {
+                self.cooling[0].push(slot);
+            }
+            if children != 0 {
+                self.enter(
+                    id,
+                    Target {
+                        slot: self.aside,
+                        children,
+                    },
+                );
+            }
+            return;
         }
-        if slot != OTHER_SLOT {
-            // It came out of this queue, so there is room for it.
+        let had = entered.map(|t| t.slot).filter(|slot| *slot != self.aside);
+        let slot = match had {
+            Some(slot) if slot != OTHER_SLOT || self.live.contains_key(&id) => slot,
+            // Beyond the limit when it was made; or not yet counted.
+            _ if populated || had.is_some() || self.has_room() => {
+                self.free.pop(0).unwrap_or(OTHER_SLOT)
+            }
+            _ => {
+                self.empty.insert(id, path.into());
+                if children != 0 {
+                    self.enter(
+                        id,
+                        Target {
+                            slot: self.aside,
+                            children,
+                        },
+                    );
+                }
+                return;
+            }
+        };
+        if self.enter(id, Target { slot, children }) {
+            self.live.entry(id).or_insert_with(|| TargetState {
+                path: path.into(),
+                slot,
+                removed: false,
+            });
+        } else if had.is_none() && slot != OTHER_SLOT {
             let _ = self.free.push(slot, 0);
         }
-        // The kernel was faster.
+    }
+
+    /// Whether so few slots are taken that a cgroup may have one before anything runs in it.
+    fn has_room(&self) -> bool {
+        let cooling: usize = self.cooling.iter().map(Vec::len).sum();
+        let live = self.live.values().filter(|t| t.slot != OTHER_SLOT).count();
+        live + cooling < MAX_TARGETS as usize / 2
+    }
+
+    /// The cgroup has been removed: it has its last reading before it, or leaves no trace.
+    fn gone(&mut self, id: u64) {
+        self.empty.remove(&id);
+        if let Some(target) = self.live.get_mut(&id) {
+            target.removed = true;
+            return;
+        }
+        if let Some(slot) = self.drop_entry(id) {
+            self.cooling[0].push(slot);
+        }
+        self.forget_later(id);
+    }
+
+    fn entry(&self, id: u64) -> Option<Target> {
         self.table.get(&id, 0).ok().map(Target::from_bits)
+    }
+
+    /// Whether there was room for it.
+    fn enter(&mut self, id: u64, target: Target) -> bool {
+        self.entry(id) == Some(target) || self.table.insert(id, target.to_bits(), 0).is_ok()
+    }
+
+    /// Takes the cgroup out of the table; the slot that it had for itself.
+    fn drop_entry(&mut self, id: u64) -> Option<u32> {
+        let slot = self.entry(id)?.slot;
+        let _ = self.table.remove(&id);
+        (slot != OTHER_SLOT && slot != self.aside).then_some(slot)
     }
 
     fn name(&mut self, id: u64, path: &str) {
@@ -333,9 +456,6 @@ impl Targets {
         }
     }
 }
-
-/// `BPF_NOEXIST`
-const NOEXIST: u64 = 1;
 
 struct Happened {
     id: u64,

@@ -79,10 +79,12 @@ fn scope(arguments: &[Value]) -> Result<Scope, String> {
         .map_err(|why: crate::base::scope::ScopeError| why.to_string())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "callbacks are of one type")]
 fn time(scene: &Scene, _: &[Value]) -> Result<Value, String> {
     Ok(json!(scene.sample.at.wall.to_string()))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "callbacks are of one type")]
 fn node(scene: &Scene, _: &[Value]) -> Result<Value, String> {
     let host = &scene.sample.host.host;
     let cpus = host.stat.as_ref().map(|s| s.per_cpu.len());

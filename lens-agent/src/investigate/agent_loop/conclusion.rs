@@ -48,7 +48,6 @@ pub(super) fn check(
         .category
         .parse()
         .map_err(|why| format!("category: {why}"))?;
-    let scope = |text: &str| text.parse::<Scope>().map_err(|why| why.to_string());
     let culprit = said.culprit.as_deref().map(scope).transpose()?;
     let mut claims = Vec::new();
     let mut struck = Vec::new();
@@ -119,35 +118,41 @@ fn hypothesis(said: &super::tools::HypothesisArguments) -> Hypothesis {
     }
 }
 
+fn scope(text: &str) -> Result<Scope, String> {
+    text.parse()
+        .map_err(|why: crate::base::scope::ScopeError| why.to_string())
+}
+
+fn part(least: f64) -> Result<f64, String> {
+    let fits = least > 0.0 && least <= 1.0;
+    fits.then_some(least)
+        .ok_or_else(|| format!("`least` is {least}, and goes from 0 to 1"))
+}
+
+fn times(factor: f64) -> Result<f64, String> {
+    let fits = factor >= 1.0;
+    fits.then_some(factor)
+        .ok_or_else(|| format!("`factor` is {factor}, and begins at 1"))
+}
+
 fn statement(said: &ClaimArguments, case: &Case<'_>) -> Result<Statement, String> {
-    let scope = |text: &str| text.parse::<Scope>().map_err(|why| why.to_string());
     let metric = |name: &str| {
         case.metric(name)
             .map(|m| m.name)
             .ok_or_else(|| format!("there is no metric `{name}`"))
     };
-    let part = |least: f64| {
-        let fits = least > 0.0 && least <= 1.0;
-        fits.then_some(least)
-            .ok_or_else(|| format!("`least` is {least}, and goes from 0 to 1"))
-    };
     Ok(match said {
         ClaimArguments::Change {
             scope: at,
             metric: name,
-            direction: Direction::Up,
-        } => Statement::Rose {
-            scope: scope(at)?,
-            metric: metric(name)?,
-        },
-        ClaimArguments::Change {
-            scope: at,
-            metric: name,
-            direction: Direction::Down,
-        } => Statement::Fell {
-            scope: scope(at)?,
-            metric: metric(name)?,
-        },
+            direction,
+        } => {
+            let (scope, metric) = (scope(at)?, metric(name)?);
+            match direction {
+                Direction::Up => Statement::Rose { scope, metric },
+                Direction::Down => Statement::Fell { scope, metric },
+            }
+        }
         ClaimArguments::Pair {
             victim,
             metric: name,
@@ -193,17 +198,12 @@ fn statement(said: &ClaimArguments, case: &Case<'_>) -> Result<Statement, String
             metric: name,
             other,
             factor,
-        } => {
-            if *factor < 1.0 {
-                return Err(format!("`factor` is {factor}, and begins at 1"));
-            }
-            Statement::Exceeds {
-                scope: scope(at)?,
-                metric: metric(name)?,
-                other: scope(other)?,
-                factor: *factor,
-            }
-        }
+        } => Statement::Exceeds {
+            scope: scope(at)?,
+            metric: metric(name)?,
+            other: scope(other)?,
+            factor: times(*factor)?,
+        },
         ClaimArguments::Absence {
             scope: at,
             metric: name,

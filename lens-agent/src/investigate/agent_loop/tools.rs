@@ -27,6 +27,7 @@ pub(super) fn spec<T: JsonSchema>(name: &str, description: &str) -> ToolSpec {
 #[serde(deny_unknown_fields)]
 pub(super) struct Think {
     /// The thought.
+    #[expect(dead_code, reason = "for the model, which thinks better aloud")]
     pub(super) thought: String,
 }
 

@@ -66,6 +66,13 @@ fn cpu_contention() {
     assert!(answer.confidence > 0.8, "{}", answer.confidence);
     // The one that held the CPU all along has done nothing new.
     struck_out(&cpu_contention::CpuContention, &neighbour(700.0));
+    // Who begins to burn CPU beside one that was busy already has nobody to blame.
+    let newcomer = World::new()
+        .set("/shop", WAIT, 5.0, 800.0)
+        .pair("/shop", WAIT, "/batch", 1.0, 700.0)
+        .set("/shop", "cpu_ms_per_sec", 20.0, 900.0)
+        .set("/batch", "cpu_ms_per_sec", 1000.0, 1000.0);
+    struck_out(&cpu_contention::CpuContention, &newcomer);
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! The pages: health and metrics for everybody, `/api/v1` behind the door.
+
+use axum::{
+    Json, Router,
+    extract::{
+        FromRequestParts, Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+        request::Parts,
+    },
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::problem::problem;
+use crate::{
+    api::{self, Api, SinceError, skill_infos},
+    base::{
+        clock::{Clock as _, SystemClock},
+        scope::Scope,
+        snapshot::SnapshotId,
+    },
+    outputs::prometheus::{self, Format},
+};
+
+/// What is answered to everybody who can reach the address.
+pub(super) fn for_everybody() -> Router<Api> {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+}
+
+/// What tells about the host; also what is answered when there is no such page.
+pub(super) fn behind_the_door() -> Router<Api> {
+    Router::new()
+        .route(
+            "/api/v1/status",
+            get(async |State(api): State<Api>| Json(api.status())),
+        )
+        .route("/api/v1/incidents", get(incidents))
+        .route("/api/v1/insights", get(insights))
+        .route("/api/v1/insights/{id}", get(insight))
+        .route("/api/v1/snapshots", get(snapshots))
+        .route(
+            "/api/v1/targets",
+            get(async |State(api): State<Api>| Json(api.targets())),
+        )
+        .route(
+            "/api/v1/probes",
+            get(async |State(api): State<Api>| Json(api.probes())),
+        )
+        .route("/api/v1/skills", get(async || Json(skill_infos())))
+        .route(
+            "/api/v1/tree",
+            get(async |State(api): State<Api>| Json(api.tree())),
+        )
+        .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page"))
+        .method_not_allowed_fallback(async || {
+            let why = "this page does not take that method";
+            problem(StatusCode::METHOD_NOT_ALLOWED, why)
+        })
+}
+
+async fn ready(State(api): State<Api>) -> Response {
+    let status = api.status();
+    if status.ready {
+        return "ready\n".into_response();
+    }
+    let why = status.waiting_for.unwrap_or_else(|| "starting".to_owned());
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("waiting for {why}\n"),
+    )
+        .into_response()
+}
+
+async fn metrics(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|a| a.to_str().ok());
+    let format = Format::accepted(accept);
+    match prometheus::metrics(&api, format) {
+        Ok(page) => ([(CONTENT_TYPE, format.content_type())], page).into_response(),
+        Err(why) => problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the metrics cannot be written: {why}"),
+        ),
+    }
+}
+
+/// The parameters of a page.
+trait Parameters: DeserializeOwned {
+    /// Which there are, for who asked wrongly.
+    const KNOWN: &'static str;
+}
+
+/// The parameters of a request; what cannot be understood is answered with what could.
+struct Asked<T>(T);
+
+impl<S: Sync, T: Parameters> FromRequestParts<S> for Asked<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(parameters)) => Ok(Self(parameters)),
+            Err(why) => Err(misunderstood::<T>(&why)),
+        }
+    }
+}
+
+fn misunderstood<T: Parameters>(why: &QueryRejection) -> Response {
+    bad(format!("{}; this page takes {}", why.body_text(), T::KNOWN))
+}
+
+fn bad(why: impl Into<String>) -> Response {
+    problem(StatusCode::BAD_REQUEST, why)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Selection {
+    since: Option<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+impl Parameters for Selection {
+    const KNOWN: &'static str = "`since` (a time like 2026-01-31T12:00:00Z, or a span of time back \
+                                 from now like 2h) and `all` (true or false)";
+}
+
+impl Selection {
+    fn since(&self) -> Result<Option<Timestamp>, SinceError> {
+        let since = self.since.as_ref();
+        let since = since.map(|text| api::since(text, SystemClock.now().wall));
+        since.transpose()
+    }
+}
+
+async fn incidents(State(api): State<Api>, Asked(of): Asked<Selection>) -> Response {
+    match of.since() {
+        Ok(since) => Json(api.incidents(since)).into_response(),
+        Err(why) => bad(why.to_string()),
+    }
+}
+
+async fn insights(State(api): State<Api>, Asked(of): Asked<Selection>) -> Response {
+    match of.since() {
+        Ok(since) => Json(api.insights(since, of.all)).into_response(),
+        Err(why) => bad(why.to_string()),
+    }
+}
+
+async fn insight(State(api): State<Api>, id: Result<Path<String>, PathRejection>) -> Response {
+    let id = match id {
+        Ok(Path(id)) => id,
+        Err(why) => return bad(why.body_text()),
+    };
+    match api.insight(&id) {
+        Some(insight) => Json(insight).into_response(),
+        None => problem(StatusCode::NOT_FOUND, format!("there is no insight {id}")),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    scope: Option<String>,
+    id: Option<String>,
+}
+
+impl Parameters for Which {
+    const KNOWN: &'static str = "`scope` (`host`, or a cgroup path that begins with `/`) or `id` \
+                                 (TICK/SKILL/SCOPE)";
+}
+
+async fn snapshots(State(api): State<Api>, Asked(of): Asked<Which>) -> Response {
+    if let Some(id) = of.id {
+        return match api.snapshot(&SnapshotId::from(id.as_str())) {
+            Some(snapshot) => Json(vec![snapshot]).into_response(),
+            None => problem(StatusCode::NOT_FOUND, format!("there is no snapshot {id}")),
+        };
+    }
+    match of.scope.map(|s| s.parse::<Scope>()).transpose() {
+        Ok(scope) => Json(api.snapshots(scope.as_ref())).into_response(),
+        Err(why) => bad(why.to_string()),
+    }
+}

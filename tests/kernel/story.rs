@@ -1,0 +1,250 @@
+//! The first paragraph of the README, on a real kernel: a noisy neighbour starves a service, and
+//! the agent says who did it, to whom, with evidence.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lens_tests::{cgroup::Cgroup, http, lens, root_or_say_not_run, running::Running, until};
+use serde_json::Value;
+
+const LOAD: &str = env!("CARGO_BIN_EXE_load");
+/// A service that does next to nothing.
+const IDLE: &str = "sleeper --burn 100 --sleep 50000 --for 120000";
+/// How long a series is watched before it trusts itself.
+const LEARN: &str = "12s";
+/// Ticks, two a second, after which it does.
+const LEARNED: u64 = 32;
+/// An incident must be decided this soon after the onset.
+const DETECTED: Duration = Duration::from_secs(10);
+/// An insight may wait for a second look.
+const TOLD: Duration = Duration::from_secs(20);
+
+/// A running agent that watches the cgroups of one test.
+struct Agent {
+    running: Running,
+    _state: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start(glob: &str) -> Result<Self> {
+        let state = tempfile::tempdir()?;
+        let arguments = ["--learn", LEARN, "--cgroup", glob];
+        Ok(Self {
+            running: Running::start(state.path(), &arguments)?,
+            _state: state,
+        })
+    }
+
+    fn get(&self, path: &str) -> Result<Value> {
+        http::ask(self.running.addr, &format!("/api/v1/{path}"))?.json()
+    }
+
+    fn ticks(&self) -> u64 {
+        self.get("status")
+            .ok()
+            .and_then(|s| s["ticks"].as_u64())
+            .unwrap_or_default()
+    }
+
+    /// Whether there is an incident; asked as a script would ask.
+    fn has_incident(&self) -> bool {
+        let output = lens().and_then(|mut lens| {
+            Ok(lens
+                .args(["incidents", "--json", "--url", &self.running.url()])
+                .output()?)
+        });
+        // 1 is a finding: an incident is open.
+        output.is_ok_and(|o| o.status.code() == Some(1))
+    }
+
+    fn causes(&self) -> Result<Vec<Value>> {
+        let insights = self
+            .get("insights")?
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        Ok(insights
+            .into_iter()
+            .filter(|i| i["verdict"] == "cause")
+            .collect())
+    }
+
+    /// Waits until the series of the cgroups, which were there first, trust themselves.
+    fn learn(&self) -> Result<()> {
+        until("a baseline", Duration::from_mins(1), || {
+            self.ticks() >= LEARNED
+        })?;
+        ensure!(
+            self.causes()?.is_empty(),
+            "accused somebody while all was well"
+        );
+        Ok(())
+    }
+}
+
+/// A service that works for a fifth of the time, in short bursts.
+fn serve(cgroup: &Cgroup, nice: &str) -> Result<Load> {
+    spawn(
+        cgroup,
+        &format!("sleeper --burn 1000 --sleep 4000 --cpu 1 --for 120000 --nice {nice}"),
+    )
+}
+
+/// A load that ends with this value.
+struct Load(Child);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(cgroup: &Cgroup, words: &str) -> Result<Load> {
+    let mut command = Command::new(LOAD);
+    command
+        .args(words.split(' '))
+        .args(["--gate", "no"])
+        .stdin(Stdio::null());
+    Ok(Load(cgroup.spawn(command.stdout(Stdio::null()))?))
+}
+
+/// A healthy service, then `neighbour` beside it; the insight that names it.
+fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
+    if !root_or_say_not_run()? {
+        return Ok(None);
+    }
+    let parent = Cgroup::new(name)?;
+    let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
+    let _service = serve(&shop, nice)?;
+    let _idle = spawn(&batch, IDLE)?;
+    let agent = Agent::start(&format!("{}/*", parent.path()))?;
+    agent.learn()?;
+    let _noisy = spawn(&batch, neighbour)?;
+    until("an incident", DETECTED, || agent.has_incident())?;
+    until("an insight", TOLD, || {
+        agent.causes().is_ok_and(|c| !c.is_empty())
+    })?;
+    let causes = agent.causes()?;
+    for cause in &causes {
+        ensure!(
+            cause["culprit"]["cgroup"] == batch.path(),
+            "accused an innocent: {cause:#}"
+        );
+    }
+    let first = causes.first().cloned().context("an insight")?;
+    let victims = first["victims"].as_array().cloned().unwrap_or_default();
+    ensure!(
+        victims.iter().any(|v| v["cgroup"] == shop.path()),
+        "no word of the victim: {first:#}"
+    );
+    check_evidence(&agent, &first)?;
+    Ok(Some(first))
+}
+
+/// Every claim holds, cites a snapshot that is still there, and has the number that stands in it.
+fn check_evidence(agent: &Agent, insight: &Value) -> Result<()> {
+    let claims = insight["claims"].as_array().context("claims")?;
+    ensure!(!claims.is_empty());
+    let kinds: Vec<&str> = claims.iter().filter_map(|c| c["kind"].as_str()).collect();
+    ensure!(
+        kinds.contains(&"pair") && kinds.contains(&"change"),
+        "{kinds:?}"
+    );
+    for evidence in claims
+        .iter()
+        .flat_map(|c| c["evidence"].as_array().into_iter().flatten())
+    {
+        ensure!(evidence["holds"] == true, "{evidence}");
+        let (seen, value) = (number(evidence, "seen")?, number(evidence, "value")?);
+        let holds = match evidence["relation"].as_str().context("a relation")? {
+            ">" => seen > value,
+            ">=" => seen >= value,
+            "<" => seen < value,
+            "<=" => seen <= value,
+            other => bail!("relation {other}"),
+        };
+        ensure!(holds, "says that it holds and does not: {evidence}");
+    }
+    let status = agent.get("status")?;
+    ensure!(
+        status["quality"]["lost"]
+            .as_object()
+            .is_none_or(serde_json::Map::is_empty),
+        "{status}"
+    );
+    Ok(())
+}
+
+fn number(of: &Value, key: &str) -> Result<f64> {
+    of[key].as_f64().with_context(|| format!("{key} of {of}"))
+}
+
+#[test]
+fn a_noisy_neighbour_is_named_with_evidence() -> Result<()> {
+    // Ten steps of niceness are a weight of about ten to one.
+    let told = story(
+        "story-neighbour",
+        "10",
+        "burn --threads 4 --cpu 1 --nice 0 --for 60000",
+    )?;
+    if let Some(insight) = told {
+        assert_eq!(insight["category"], "cpu_contention", "{insight:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_neighbour_of_equal_weight_is_named_too() -> Result<()> {
+    let told = story(
+        "story-equal",
+        "0",
+        "burn --threads 8 --cpu 1 --nice 0 --for 60000",
+    )?;
+    if let Some(insight) = told {
+        assert_eq!(insight["category"], "cpu_contention", "{insight:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pinned_ping_pong_is_named_too() -> Result<()> {
+    let told = story(
+        "story-pingpong",
+        "0",
+        "pingpong --threads 3 --cpu 1 --nice 0 --for 60000",
+    )?;
+    if let Some(insight) = told {
+        let category = insight["category"].as_str().unwrap_or_default();
+        assert!(
+            ["cpu_contention", "syscall_storm"].contains(&category),
+            "{insight:#}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn eight_spinners_that_hurt_nobody_are_nobodys_fault() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let parent = Cgroup::new("story-spinners")?;
+    let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
+    let _service = spawn(&shop, "sleeper --burn 200 --sleep 20000 --for 120000")?;
+    let _idle = spawn(&batch, IDLE)?;
+    let agent = Agent::start(&format!("{}/*", parent.path()))?;
+    agent.learn()?;
+    let began = agent.ticks();
+    let _spinners = spawn(&batch, "burn --threads 8 --for 60000")?;
+    until("fifteen readings", Duration::from_secs(40), || {
+        agent.ticks() >= began + 15
+    })?;
+    let causes = agent.causes()?;
+    ensure!(causes.is_empty(), "accused somebody: {causes:#?}");
+    Ok(())
+}
