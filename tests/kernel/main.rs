@@ -7,6 +7,8 @@ mod memory;
 #[cfg(test)]
 mod objects;
 #[cfg(test)]
+mod probe_log;
+#[cfg(test)]
 mod sched;
 #[cfg(test)]
 mod story;

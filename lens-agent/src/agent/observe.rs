@@ -13,7 +13,9 @@ use crate::{
         quality::Quality,
     },
     host::{self, Cgroup, HostReader},
-    probes::{self, KernelReading, Probes, ProgramCost, lifecycle::AbnormalExit},
+    probes::{
+        self, KernelReading, LogLevel, LogLine, Probes, ProgramCost, lifecycle::AbnormalExit,
+    },
     skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
 };
@@ -136,6 +138,7 @@ impl Kernel {
     pub(super) fn read(&mut self, now: Moment) -> Reading {
         let mut kernel = self.probes.read();
         kernel.function = self.traces.take();
+        self.probes.take_log().iter().for_each(say);
         for (map, n) in &kernel.quality.lost {
             let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
             if *n > before {
@@ -242,6 +245,17 @@ fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> P
         ns_per_run: (runs > 0.0).then(|| run_ns / runs),
         cpu_percent: over(run_ns * 100.0),
         verified_instructions: now.verified,
+    }
+}
+
+/// Hands a line of the kernel programs on to the log.
+fn say(line: &LogLine) {
+    let (object, text) = (line.object, line.text.as_str());
+    match line.level {
+        LogLevel::Error => tracing::error!(object, "{text}"),
+        LogLevel::Warn => tracing::warn!(object, "{text}"),
+        // Who asked for them wants to see them, whatever else is logged.
+        LogLevel::Info | LogLevel::Debug | LogLevel::Trace => tracing::info!(object, "{text}"),
     }
 }
 

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     GlobError, Globs, KernelTypes, KernelTypesError, ObjectError, Watched,
     mapped::Mapped,
-    object::{self, Losses, Object, Plan, bytes},
+    object::{Losses, Machine, Object, Plan, bytes},
     prologue::{self, Place, PlaceError, Stepping},
     targets::{cgroup_constants, walk},
 };
@@ -332,11 +332,11 @@ const CALLS: usize = size_of::<Calls>() / 8;
 impl Programs {
     fn load(request: &TraceRequest, timed: bool, watched: &Watched) -> Result<Self, TraceError> {
         let types = KernelTypes::of_running_kernel()?;
-        let cpus = object::possible_cpus().map_err(|why| TraceError::System {
+        let machine = Machine::new(None).map_err(|why| TraceError::System {
             what: "cannot tell the number of CPUs",
             why,
         })?;
-        let mut plan = Plan::new("function", bytes!("function"), &types, cpus);
+        let mut plan = Plan::new("function", bytes!("function"), &types, &machine);
         cgroup_constants(&mut plan, &types, watched)?;
         plan.without("TARGETS").without("NEAR");
         plan.constant("FILTERED", u32::from(!request.cgroups.is_empty()));
