@@ -18,7 +18,12 @@ const OBJECTS: &[&str] = &[
     "memory",
     "faultstacks",
     "lifecycle",
+    "function",
 ];
+
+/// Arguments of each build, and how its objects' names end. What the programs say of themselves is
+/// left out of the plain ones altogether. Those come last: other builds then find them.
+const VARIANTS: &[(&[&str], &str)] = &[(&["--features", "log"], ".log"), (&[], "")];
 
 const TARGET: &str = "bpfel-unknown-none";
 const RUSTFLAGS: &[&str] = &[
@@ -44,8 +49,8 @@ fn main() {
     let built = if env::var_os("LENS_WITHOUT_EBPF").is_some() {
         None
     } else if let Some(toolchain) = find_toolchain() {
-        match build(&toolchain, &root) {
-            Ok(dir) => Some(dir),
+        match build(&toolchain, &root, &out) {
+            Ok(()) => Some(()),
             Err(why) => {
                 println!("cargo::error=the kernel programs do not build: {why}");
                 return;
@@ -57,16 +62,28 @@ fn main() {
         );
         None
     };
-    for object in OBJECTS {
-        let to = out.join(object);
-        let copied = match &built {
-            Some(dir) => fs::copy(dir.join(object), &to).map(|_| ()),
-            None => fs::write(&to, []),
-        };
-        if let Err(why) = copied {
-            println!("cargo::error=cannot write {}: {why}", to.display());
+    if built.is_none() {
+        for object in OBJECTS {
+            for (_, end) in VARIANTS {
+                let to = out.join(format!("{object}{end}"));
+                if let Err(why) = fs::write(&to, []) {
+                    println!("cargo::error=cannot write {}: {why}", to.display());
+                }
+            }
         }
     }
+}
+
+/// Builds all objects in each of their variants, and puts them into `out`.
+fn build(toolchain: &Toolchain, root: &Path, out: &Path) -> Result<(), String> {
+    for (features, end) in VARIANTS {
+        let built = build_with(toolchain, root, features)?;
+        for object in OBJECTS {
+            let to = out.join(format!("{object}{end}"));
+            fs::copy(built.join(object), &to).map_err(|why| format!("{}: {why}", to.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn find_toolchain() -> Option<Toolchain> {
@@ -93,7 +110,7 @@ fn find_toolchain() -> Option<Toolchain> {
 
 /// Builds all objects in a target folder of their own (the outer cargo holds the lock of its own
 /// one) and returns where they lie.
-fn build(toolchain: &Toolchain, root: &Path) -> Result<PathBuf, String> {
+fn build_with(toolchain: &Toolchain, root: &Path, features: &[&str]) -> Result<PathBuf, String> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let target = target.join("ebpf");
     let mut cargo = match toolchain {
@@ -120,6 +137,7 @@ fn build(toolchain: &Toolchain, root: &Path) -> Result<PathBuf, String> {
         "--target",
         TARGET,
     ]);
+    cargo.args(features);
     if matches!(toolchain, Toolchain::Nightly) {
         cargo.arg("-Zbuild-std=core");
     }

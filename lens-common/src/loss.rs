@@ -26,6 +26,8 @@ pub const SPACES: u32 = 8;
 pub const FORKERS: u32 = 9;
 /// A sampled page fault whose stack could not be kept.
 pub const STACKS: u32 = 10;
+/// A call of a traced function that is counted with those of other cgroups.
+pub const CALLERS: u32 = 11;
 
 /// One counter.
 #[repr(transparent)]
@@ -47,4 +49,5 @@ pub const NAMES: &[(u32, &str)] = &[
     (SPACES, "spaces"),
     (FORKERS, "forkers"),
     (STACKS, "stacks"),
+    (CALLERS, "callers"),
 ];

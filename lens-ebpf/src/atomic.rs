@@ -25,6 +25,53 @@ pub unsafe fn add(at: *mut u64, by: u64) {
     }
 }
 
+/// Adds `by` to what is at `at`, and returns what it makes.
+///
+/// # Safety
+///
+/// `at` points into a map's value.
+#[inline(always)]
+pub unsafe fn add_up(at: *mut u64, by: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: by the caller.
+    unsafe {
+        let mut was = by;
+        asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) was, in(reg) at, options(nostack));
+        was.wrapping_add(by)
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: by the caller.
+    unsafe {
+        *at = (*at).wrapping_add(by);
+        *at
+    }
+}
+
+/// Leaves the greater of `value` and what is at `at` there.
+///
+/// # Safety
+///
+/// `at` points into a map's value.
+#[inline(always)]
+pub unsafe fn raise(at: *mut u64, value: u64) {
+    // Whoever takes out a greater one puts it back; more than a few at a time do not meet.
+    const TRIES: u32 = 4;
+    // SAFETY: by the caller.
+    unsafe {
+        if value <= core::ptr::read_volatile(at) {
+            return;
+        }
+        let mut mine = value;
+        for _ in 0..TRIES {
+            let theirs = exchange(at, mine);
+            if theirs <= mine {
+                return;
+            }
+            mine = theirs;
+        }
+    }
+}
+
 /// Puts `value` at `at`, and returns what was there.
 ///
 /// # Safety

@@ -36,3 +36,21 @@ pub fn min(a: u64, b: u64) -> u64 {
 pub fn max(a: u64, b: u64) -> u64 {
     b.wrapping_add(positive(a.wrapping_sub(b)))
 }
+
+/// `value & MASK`, also where the compiler knows that it changes nothing: the verifier may not.
+#[inline(always)]
+pub fn masked<const MASK: u32>(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: changes one register.
+        unsafe {
+            asm!("{0} &= {1}", inout(reg) value, const MASK, options(pure, nomem, nostack, preserves_flags));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value & u64::from(MASK)
+    }
+}

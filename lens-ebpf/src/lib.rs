@@ -21,6 +21,8 @@
 pub mod atomic;
 pub mod field;
 pub mod flat;
+#[cfg(feature = "log")]
+pub mod log;
 pub mod loss;
 pub mod near;
 pub mod per_cpu;

@@ -14,6 +14,10 @@ static LOSS: Array<u64> = Array::with_max_entries(COUNTERS, per_cpu::MAPPED);
 pub fn count(what: u32) {
     if let Some(n) = LOSS.get_ptr_mut(per_cpu::index(COUNTERS, what)) {
         // SAFETY: this CPU's own counter.
-        unsafe { *n += 1 }
+        unsafe {
+            *n += 1;
+            #[cfg(feature = "log")]
+            crate::log::lost(what, *n);
+        }
     }
 }

@@ -7,6 +7,8 @@ mod memory;
 #[cfg(test)]
 mod objects;
 #[cfg(test)]
+mod probe_log;
+#[cfg(test)]
 mod sched;
 #[cfg(test)]
 mod story;
@@ -14,5 +16,7 @@ mod story;
 mod syscalls;
 #[cfg(test)]
 mod targets;
+#[cfg(test)]
+mod trace;
 #[cfg(test)]
 mod trouble;

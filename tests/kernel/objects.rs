@@ -71,7 +71,7 @@ impl Nest {
     }
 }
 
-/// A running `load_objects`.
+/// A running `load_objects`, or a program like it.
 pub(crate) struct Work {
     child: Child,
     input: Option<ChildStdin>,
@@ -80,7 +80,12 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn start(cgroup: &Cgroup) -> Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_load_objects"));
+        Self::of(env!("CARGO_BIN_EXE_load_objects"), cgroup)
+    }
+
+    /// Starts a program that is spoken to in the same way.
+    pub(crate) fn of(program: &str, cgroup: &Cgroup) -> Result<Self> {
+        let mut command = Command::new(program);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = cgroup.spawn(&mut command)?;
         let mut work = Self {

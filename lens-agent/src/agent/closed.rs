@@ -59,8 +59,6 @@ const REFUSED: &[i64] = &[
     libc::SYS_chroot,
     libc::SYS_setns,
     libc::SYS_unshare,
-    // attach to anything
-    libc::SYS_perf_event_open,
     // change the machine
     libc::SYS_init_module,
     libc::SYS_finit_module,
@@ -85,6 +83,12 @@ const REFUSED: &[i64] = &[
     libc::SYS_keyctl,
 ];
 
+/// What the agent leaves to its child that attaches on demand.
+const ATTACHING: &[i64] = &[libc::SYS_perf_event_open];
+
+/// What that child has no use for, but the agent has.
+const SPEAKING: &[i64] = &[libc::SYS_socket, libc::SYS_connect, libc::SYS_listen];
+
 /// Commands of bpf(2) that are needed afterwards: to look into maps and at programs. Their numbers
 /// are the order of `enum bpf_cmd`.
 const BPF_COMMANDS: &[u64] = &[
@@ -99,20 +103,31 @@ const BPF_COMMANDS: &[u64] = &[
 
 /// Closes what can be closed; what cannot is told in `quality`.
 pub fn close(state_dir: &Path, quality: &mut Quality) {
-    if let Err(why) = forbid_writes(state_dir) {
+    if let Err(why) = forbid_writes(&[state_dir]) {
         quality.miss("closed.writes", why.to_string());
     }
-    if let Err(why) = forbid_calls() {
+    if let Err(why) = forbid_calls(ATTACHING, Some(BPF_COMMANDS)) {
         quality.miss("closed.calls", why.to_string());
     }
 }
 
-fn forbid_writes(state_dir: &Path) -> Result<(), ClosedError> {
+/// The same for the child that attaches on demand: it writes nowhere and speaks to nobody, and may
+/// load programs.
+pub(super) fn close_attacher(quality: &mut Quality) {
+    if let Err(why) = forbid_writes(&[]) {
+        quality.miss("closed.attacher_writes", why.to_string());
+    }
+    if let Err(why) = forbid_calls(SPEAKING, None) {
+        quality.miss("closed.attacher_calls", why.to_string());
+    }
+}
+
+fn forbid_writes(but_in: &[&Path]) -> Result<(), ClosedError> {
     let writes = AccessFs::from_write(ABI::V5);
     let status = Ruleset::default()
         .handle_access(writes)?
         .create()?
-        .add_rules(path_beneath_rules([state_dir], writes))?
+        .add_rules(path_beneath_rules(but_in, writes))?
         .restrict_self()?;
     match status.ruleset {
         RulesetStatus::NotEnforced => Err(ClosedError::NoLandlock),
@@ -120,15 +135,19 @@ fn forbid_writes(state_dir: &Path) -> Result<(), ClosedError> {
     }
 }
 
-fn forbid_calls() -> Result<(), ClosedError> {
+/// Forbids what nobody needs, `more`, and all commands of bpf(2) but `commands`, if any are named.
+fn forbid_calls(more: &[i64], commands: Option<&[u64]>) -> Result<(), ClosedError> {
+    let refused = REFUSED.iter().chain(more);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    // Refused unless the command is one of those: all "not equal" at once.
-    let others = BPF_COMMANDS
-        .iter()
-        .map(|n| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *n))
-        .collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_bpf, vec![SeccompRule::new(others)?]);
+        refused.map(|call| (*call, Vec::new())).collect();
+    if let Some(commands) = commands {
+        // Refused unless the command is one of those: all "not equal" at once.
+        let others = commands
+            .iter()
+            .map(|n| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *n))
+            .collect::<Result<Vec<_>, _>>()?;
+        rules.insert(libc::SYS_bpf, vec![SeccompRule::new(others)?]);
+    }
     let refuse = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1));
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?;

@@ -7,6 +7,7 @@
 //! Each stage is a supervised child on a thread of its own, with a bounded queue before it. What
 //! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
 
+mod attacher;
 mod closed;
 mod inquire;
 mod judge;
@@ -14,8 +15,11 @@ mod observe;
 mod own;
 pub(crate) mod records;
 
-pub use self::closed::{close, try_doors};
 pub(crate) use self::observe::{Look, watched};
+pub use self::{
+    attacher::{Attacher, AttacherError, Refused},
+    closed::{close, try_doors},
+};
 
 use std::{
     io,
@@ -85,6 +89,8 @@ pub struct Agent {
     pub listening: SocketAddr,
     supervisor: Supervisor,
     store: Arc<Store>,
+    /// Traces on demand, where it could be started.
+    attacher: Option<Attacher>,
 }
 
 /// Children that are to fail once, separated by commas.
@@ -102,12 +108,17 @@ pub struct Prepared {
     host: HostReader,
     probes: Probes,
     quality: Quality,
+    attacher: Option<Attacher>,
 }
 
 impl Prepared {
     /// Does all that needs privileges, then gives them up. To be called while the process has one
     /// thread: others would keep theirs.
     pub fn new(config: Config) -> Result<Self, StartError> {
+        let mut quality = Quality::default();
+        let attacher = Attacher::start()
+            .map_err(|why| quality.miss("attacher", why.to_string()))
+            .ok();
         Store::make_directory(&config.state_dir)?;
         let cannot = |why| StartError::Listen {
             addr: config.listen,
@@ -122,7 +133,6 @@ impl Prepared {
         give_memory_back();
         // Not before: reading the kernel's types would take the CPU away from those who need it.
         take_weight();
-        let mut quality = Quality::default();
         close(&config.state_dir, &mut quality);
         Ok(Self {
             config,
@@ -131,6 +141,7 @@ impl Prepared {
             host,
             probes,
             quality,
+            attacher,
         })
     }
 }
@@ -163,6 +174,7 @@ impl Agent {
             host,
             probes,
             quality,
+            attacher,
         } = prepared;
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -203,6 +215,7 @@ impl Agent {
             listening,
             supervisor,
             store,
+            attacher,
         };
         agent.observe(&config, clock, probes, host)?;
         let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
@@ -271,7 +284,13 @@ impl Agent {
                 });
                 Ok::<(), io::Error>(())
             });
-        let stage = observe::Kernel::new(probes, self.api.clone(), self.telemetry.clone());
+        let traces = self.attacher.as_ref().map(Attacher::latest);
+        let stage = observe::Kernel::new(
+            probes,
+            traces.unwrap_or_default(),
+            self.api.clone(),
+            self.telemetry.clone(),
+        );
         let stage = Shared::new(stage);
         let interval = config.interval;
         self.supervisor

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio_util::sync::CancellationToken;
 
-use super::{StartError, own::OwnClock};
+use super::{StartError, attacher::Latest, own::OwnClock};
 use crate::{
     api::{Api, ProbeState, ProbeStatus, ProgramStatus, TargetStatus},
     base::{
@@ -13,7 +13,9 @@ use crate::{
         quality::Quality,
     },
     host::{self, Cgroup, HostReader},
-    probes::{self, KernelReading, Probes, ProgramCost, lifecycle::AbnormalExit},
+    probes::{
+        self, KernelReading, LogLevel, LogLine, Probes, ProgramCost, lifecycle::AbnormalExit,
+    },
     skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
 };
@@ -97,6 +99,7 @@ fn v1_id(reader: &HostReader, controller: &str) -> Option<u32> {
 #[derive(Debug)]
 pub(super) struct Kernel {
     probes: Probes,
+    traces: Latest,
     api: Api,
     telemetry: Telemetry,
     last: Option<(Moment, Costs)>,
@@ -118,10 +121,11 @@ pub(super) struct Reading {
 }
 
 impl Kernel {
-    pub(super) fn new(probes: Probes, api: Api, telemetry: Telemetry) -> Self {
+    pub(super) fn new(probes: Probes, traces: Latest, api: Api, telemetry: Telemetry) -> Self {
         let own = OwnClock::default();
         Self {
             probes,
+            traces,
             api,
             telemetry,
             last: None,
@@ -132,7 +136,9 @@ impl Kernel {
     }
 
     pub(super) fn read(&mut self, now: Moment) -> Reading {
-        let kernel = self.probes.read();
+        let mut kernel = self.probes.read();
+        kernel.function = self.traces.take();
+        self.probes.take_log().iter().for_each(say);
         for (map, n) in &kernel.quality.lost {
             let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
             if *n > before {
@@ -239,6 +245,17 @@ fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> P
         ns_per_run: (runs > 0.0).then(|| run_ns / runs),
         cpu_percent: over(run_ns * 100.0),
         verified_instructions: now.verified,
+    }
+}
+
+/// Hands a line of the kernel programs on to the log.
+fn say(line: &LogLine) {
+    let (object, text) = (line.object, line.text.as_str());
+    match line.level {
+        LogLevel::Error => tracing::error!(object, "{text}"),
+        LogLevel::Warn => tracing::warn!(object, "{text}"),
+        // Who asked for them wants to see them, whatever else is logged.
+        LogLevel::Info | LogLevel::Debug | LogLevel::Trace => tracing::info!(object, "{text}"),
     }
 }
 

@@ -8,6 +8,7 @@ mod list;
 mod out;
 mod run;
 mod snapshot;
+mod trace;
 mod trouble;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Other {
     Doctor(doctor::Doctor),
     /// One look without a running agent
     Snapshot(snapshot::Snapshot),
+    /// The calls of one function, for a bounded time
+    Trace(trace::Trace),
     /// What is wrong now
     Investigate(investigate::Investigate),
     /// Incidents, newest first
@@ -128,6 +131,7 @@ async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
     match command {
         Other::Doctor(doctor) => doctor.run(out),
         Other::Snapshot(snapshot) => snapshot.run(out),
+        Other::Trace(trace) => trace.run(out).await,
         Other::Investigate(investigate) => investigate.run(out).await,
         Other::Incidents(incidents) => incidents.run(out).await,
         Other::Insights(insights) => insights.run(out).await,

@@ -31,6 +31,9 @@ pub(super) enum Trouble {
     /// No probe runs.
     #[error(transparent)]
     Probes(#[from] probes::StartError),
+    /// Nothing was traced.
+    #[error(transparent)]
+    Trace(#[from] probes::TraceError),
     /// The kernel's files cannot be read.
     #[error(transparent)]
     Host(#[from] host::ReadError),
@@ -64,7 +67,11 @@ pub(super) enum Trouble {
 
 impl Trouble {
     pub(super) fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Usage(_))
+        match self {
+            Self::Config(_) | Self::Usage(_) => true,
+            Self::Trace(why) => why.is_usage(),
+            _ => false,
+        }
     }
 }
 

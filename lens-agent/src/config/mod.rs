@@ -131,6 +131,9 @@ pub struct Settings {
     /// Take a user stack of one page fault in so many, 0 for none [default: 0]
     #[arg(long, value_name = "N", env = "LENS_FAULT_STACK_ONE_IN")]
     pub fault_stack_one_in: Option<u32>,
+    /// Log what the kernel programs say of themselves; nothing if it is not given
+    #[arg(long, value_name = "LEVEL", env = "LENS_PROBE_LOG")]
+    pub probe_log: Option<probes::LogLevel>,
     /// Who serves models; only in the file.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -246,6 +249,7 @@ impl Settings {
             allowed_host: list(self.allowed_host, below.allowed_host),
             syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
             fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
+            probe_log: self.probe_log.or(below.probe_log),
             provider: if self.provider.is_empty() {
                 below.provider
             } else {
@@ -287,6 +291,7 @@ impl Settings {
                 globs: probes::Globs::new(&self.cgroup)?,
                 only: self.probe,
                 without: self.no_probe,
+                log: self.probe_log,
                 syscalls: self
                     .syscalls_time_one_in
                     .map_or_else(Default::default, |time_one_in| probes::syscalls::Config {

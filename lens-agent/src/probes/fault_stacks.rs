@@ -47,7 +47,7 @@ impl FaultStacks {
         // Twice the number fits.
         let one_in = one_in.min(1 << 20);
         let types = setup.types;
-        let mut plan = Plan::new("faultstacks", bytes!("faultstacks"), types, setup.cpus);
+        let mut plan = Plan::new("faultstacks", bytes!("faultstacks"), types, setup.machine);
         cgroup_constants(&mut plan, types, setup.watched)?;
         plan.share("TARGETS", setup.pins);
         plan.offset("TASK_TGID", "task_struct", "tgid")?;

@@ -110,7 +110,7 @@ impl Lifecycle {
         let types = setup.types;
         let tells = types.tracepoint_args("sched_process_exit") >= Some(2);
         let has_group_dead = tells && !setup.config.force_fallback;
-        let mut plan = Plan::new("lifecycle", bytes!("lifecycle"), types, setup.cpus);
+        let mut plan = Plan::new("lifecycle", bytes!("lifecycle"), types, setup.machine);
         cgroup_constants(&mut plan, types, setup.watched)?;
         plan.share("TARGETS", setup.pins);
         for (name, field) in [

@@ -99,7 +99,7 @@ struct Memory {
 /// Loads and attaches it.
 pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let types = setup.types;
-    let mut plan = Plan::new("memory", bytes!("memory"), types, setup.cpus);
+    let mut plan = Plan::new("memory", bytes!("memory"), types, setup.machine);
     cgroup_constants(&mut plan, types, setup.watched)?;
     plan.share("TARGETS", setup.pins);
     plan.offset("TASK_PID", "task_struct", "pid")?;

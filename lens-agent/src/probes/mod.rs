@@ -4,15 +4,18 @@
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
 pub mod fault_stacks;
+pub mod function;
 mod glob;
 mod kernel_types;
 mod keyed;
 pub mod lifecycle;
+mod log;
 mod mapped;
 pub mod memory;
 mod near;
 mod object;
 mod pins;
+pub mod prologue;
 pub mod sched;
 mod syscall_names;
 pub mod syscalls;
@@ -25,9 +28,11 @@ use serde::{Deserialize, Serialize};
 use self::pins::Pins;
 pub use self::{
     fault_stacks::FaultStack,
+    function::{Ended, FunctionCalls, FunctionReading, Timing, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
+    log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
     sched::{Held, Holder, SchedCounters, SchedReading},
@@ -98,7 +103,7 @@ pub enum ProbeError {
 pub struct Setup<'a> {
     types: &'a KernelTypes,
     pins: &'a Pins,
-    cpus: usize,
+    machine: &'a object::Machine,
     watched: &'a Watched,
     config: &'a Config,
 }
@@ -130,6 +135,8 @@ pub struct KernelReading {
     pub memory: Option<MemoryReading>,
     /// Tasks begun and ended.
     pub lifecycle: Option<LifecycleReading>,
+    /// A function trace that ended since the reading before.
+    pub function: Option<Arc<FunctionReading>>,
     /// What was not seen.
     pub quality: Quality,
 }
@@ -146,6 +153,8 @@ pub struct Config {
     /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
     /// kernel what runs on such a one.
     pub force_fallback: bool,
+    /// How much the kernel programs say of themselves; nothing if it is not given.
+    pub log: Option<LogLevel>,
     /// What is the syscalls probe's own.
     pub syscalls: syscalls::Config,
     /// What is the memory probe's own.
@@ -168,6 +177,7 @@ pub struct Probes {
     running: Vec<Box<dyn Probe>>,
     refused: Vec<Refusal>,
     readings: u64,
+    log: Option<log::KernelLog>,
     _pins: Pins,
     /// The kernel counts what programs cost while this is open.
     statistics: Option<OwnedFd>,
@@ -192,13 +202,14 @@ impl Probes {
     pub fn start(watched: &Watched, config: &Config) -> Result<Self, StartError> {
         let types = KernelTypes::of_running_kernel()?;
         let pins = Pins::new().map_err(StartError::Pins)?;
-        let cpus = object::possible_cpus().map_err(StartError::Cpus)?;
+        let log = config.log.map(log::KernelLog::new);
+        let machine = object::Machine::new(log.clone()).map_err(StartError::Cpus)?;
         let statistics = measure();
-        let targets = Targets::start(&types, &pins, cpus, watched, config.globs.clone())?;
+        let targets = Targets::start(&types, &pins, &machine, watched, config.globs.clone())?;
         let setup = Setup {
             types: &types,
             pins: &pins,
-            cpus,
+            machine: &machine,
             watched,
             config,
         };
@@ -222,6 +233,7 @@ impl Probes {
             running,
             refused,
             readings: 0,
+            log,
             _pins: pins,
             statistics,
             measured: false,
@@ -264,6 +276,11 @@ impl Probes {
     /// Whether what programs cost was counted over the interval that the last reading ended.
     pub fn is_measured(&self) -> bool {
         self.measured
+    }
+
+    /// What the kernel programs have said since the last call.
+    pub fn take_log(&self) -> Vec<LogLine> {
+        self.log.iter().flat_map(log::KernelLog::take).collect()
     }
 
     /// The watched cgroups.

@@ -1,26 +1,31 @@
 //! Loading an object: its constants, the sizes of its maps, its programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{
         Iter, Program,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
     },
 };
 use lens_common::{limits, loss};
 
 use super::{
     kernel_types::KernelTypes,
+    log::KernelLog,
     mapped::{Mapped, MappedError},
     pins::Pins,
 };
 
-/// The object of a name in lens-ebpf/src/bin.
+/// The object of a name in lens-ebpf/src/bin, in both variants.
 macro_rules! bytes {
     ($name:literal) => {
-        aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name))
+        crate::probes::object::Variants {
+            plain: aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name)),
+            log: aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name, ".log")),
+        }
     };
 }
 pub(super) use bytes;
@@ -91,13 +96,37 @@ fn without_trace(text: &str) -> String {
     format!("{} … {}", lines[0], lines[from..end].join(" | "))
 }
 
+/// An object as it is built: without, and with what its programs say of themselves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Variants {
+    pub(super) plain: &'static [u8],
+    pub(super) log: &'static [u8],
+}
+
+/// What holds for all objects.
+#[derive(Debug)]
+pub(super) struct Machine {
+    cpus: usize,
+    log: Option<KernelLog>,
+}
+
+impl Machine {
+    /// This one; where `log` is given, objects are loaded that say something.
+    pub(super) fn new(log: Option<KernelLog>) -> std::io::Result<Self> {
+        Ok(Self {
+            cpus: possible_cpus()?,
+            log,
+        })
+    }
+}
+
 /// An object to be loaded.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     object: &'static str,
-    bytes: &'static [u8],
+    bytes: Variants,
     types: &'a KernelTypes,
-    cpus: usize,
+    machine: &'a Machine,
     constants: Vec<(&'static str, u32)>,
     sizes: Vec<(&'static str, u32)>,
     pins: Vec<(&'static str, PathBuf)>,
@@ -107,15 +136,15 @@ impl<'a> Plan<'a> {
     /// Begins with what every object has: its losses, by CPU.
     pub(super) fn new(
         object: &'static str,
-        bytes: &'static [u8],
+        bytes: Variants,
         types: &'a KernelTypes,
-        cpus: usize,
+        machine: &'a Machine,
     ) -> Self {
         let mut plan = Self {
             object,
             bytes,
             types,
-            cpus,
+            machine,
             constants: Vec::new(),
             sizes: Vec::new(),
             pins: Vec::new(),
@@ -146,8 +175,14 @@ impl<'a> Plan<'a> {
 
     /// Gives the array `map` a block of `block` entries for each CPU.
     pub(super) fn per_cpu(&mut self, map: &'static str, block: u32) -> &mut Self {
-        let cpus = u32::try_from(self.cpus).unwrap_or(u32::MAX);
+        let cpus = u32::try_from(self.machine.cpus).unwrap_or(u32::MAX);
         self.sizes.push((map, block.saturating_mul(cpus)));
+        self
+    }
+
+    /// Leaves no room in `map`, which the object has and does not use.
+    pub(super) fn without(&mut self, map: &'static str) -> &mut Self {
+        self.sizes.push((map, 1));
         self
     }
 
@@ -159,14 +194,24 @@ impl<'a> Plan<'a> {
 
     /// Hands the object to the kernel; attaches nothing.
     pub(super) fn load(&self) -> Result<Object, ObjectError> {
-        if self.bytes.is_empty() {
+        let log = self.machine.log.as_ref();
+        let bytes = if log.is_some() {
+            self.bytes.log
+        } else {
+            self.bytes.plain
+        };
+        if bytes.is_empty() {
             return Err(ObjectError::Empty);
         }
+        let level = log.map(KernelLog::constant);
         let mut loader = EbpfLoader::new();
         // Task storage: the agent never reads that map itself.
         loader.allow_unsupported_maps();
         for (name, value) in &self.constants {
             loader.override_global(name, value, true);
+        }
+        if let Some((name, level)) = &level {
+            loader.override_global(name, level, true);
         }
         for (name, entries) in &self.sizes {
             loader.map_max_entries(name, *entries);
@@ -174,14 +219,18 @@ impl<'a> Plan<'a> {
         for (name, path) in &self.pins {
             loader.map_pin_path(name, path.as_path());
         }
-        let ebpf = loader.load(self.bytes).map_err(|why| ObjectError::Load {
+        let refused = |why| ObjectError::Load {
             object: self.object,
-            why: chain(&why),
-        })?;
+            why,
+        };
+        let mut ebpf = loader.load(bytes).map_err(|why| refused(chain(&why)))?;
+        if let Some(log) = log {
+            log.listen(self.object, &mut ebpf).map_err(refused)?;
+        }
         Ok(Object {
             name: self.object,
             ebpf,
-            cpus: self.cpus,
+            cpus: self.machine.cpus,
         })
     }
 }
@@ -286,6 +335,34 @@ impl Object {
         Ok(())
     }
 
+    /// Puts `program` at `offset` of `file`, for whoever runs it, until the link is dropped.
+    pub(super) fn attach_to_code(
+        &mut self,
+        program: &'static str,
+        file: &Path,
+        offset: u64,
+    ) -> Result<UProbeLink, ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such uprobe".to_owned()));
+        };
+        found.load().map_err(|why| refused(chain(&why)))?;
+        let place = UProbeAttachLocation::AbsoluteOffset(offset);
+        let link = found
+            .attach(place, file, UProbeScope::AllProcesses)
+            .map_err(|why| refused(chain(&why)))?;
+        found.take_link(link).map_err(|why| refused(chain(&why)))
+    }
+
+    /// Maps an array of `entries` that all CPUs share.
+    pub(super) fn mapped_once<T: lens_common::Plain>(
+        &self,
+        map: &'static str,
+        entries: u32,
+    ) -> Result<Mapped<T>, ObjectError> {
+        Ok(Mapped::of(&self.ebpf, map, entries, 1)?)
+    }
+
     /// Maps an array that has a block of `block` entries for each CPU.
     pub fn mapped<T: lens_common::Plain>(
         &self,
@@ -354,9 +431,46 @@ impl Losses {
 }
 
 /// How many CPUs the kernel's per-CPU blocks are made for.
-pub(super) fn possible_cpus() -> std::io::Result<usize> {
+fn possible_cpus() -> std::io::Result<usize> {
     aya::util::nr_cpus()
         .map_err(|(file, why)| std::io::Error::new(why.kind(), format!("{file}: {why}")))
 }
 
 const _: () = assert!(limits::SLOTS > 1);
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSymbol as _};
+
+    use super::*;
+
+    #[test]
+    fn a_plain_object_has_nothing_of_the_log() {
+        let all: [(&str, Variants); 7] = [
+            ("targets", bytes!("targets")),
+            ("sched", bytes!("sched")),
+            ("syscalls", bytes!("syscalls")),
+            ("memory", bytes!("memory")),
+            ("faultstacks", bytes!("faultstacks")),
+            ("lifecycle", bytes!("lifecycle")),
+            ("function", bytes!("function")),
+        ];
+        let of_log = |bytes: &[u8]| {
+            let elf = object::File::parse(bytes).unwrap();
+            let symbols = elf
+                .symbols()
+                .filter_map(|s| s.name().ok().map(str::to_owned));
+            symbols
+                .filter(|name| name.starts_with("AYA_LOG"))
+                .collect::<Vec<_>>()
+        };
+        for (name, variants) in all {
+            if variants.plain.is_empty() {
+                // Built without kernel programs.
+                continue;
+            }
+            assert!(of_log(variants.plain).is_empty(), "{name}");
+            assert_eq!(of_log(variants.log).len(), 2, "{name}");
+        }
+    }
+}

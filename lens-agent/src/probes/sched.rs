@@ -127,7 +127,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
 impl Sched {
     fn start(setup: &Setup<'_>) -> Result<Self, ProbeError> {
         let types = setup.types;
-        let mut plan = Plan::new("sched", bytes!("sched"), types, setup.cpus);
+        let mut plan = Plan::new("sched", bytes!("sched"), types, setup.machine);
         cgroup_constants(&mut plan, types, setup.watched)?;
         plan.share("TARGETS", setup.pins);
         plan.offset("TASK_PID", "task_struct", "pid")?;

@@ -99,7 +99,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let types = setup.types;
     // Beyond this a reading sees hardly any call timed; and twice the number fits.
     let time_one_in = setup.config.syscalls.time_one_in.min(1 << 20);
-    let mut plan = Plan::new("syscalls", bytes!("syscalls"), types, setup.cpus);
+    let mut plan = Plan::new("syscalls", bytes!("syscalls"), types, setup.machine);
     cgroup_constants(&mut plan, types, setup.watched)?;
     plan.share("TARGETS", setup.pins);
     plan.offset("REGS_ORIG_AX", "pt_regs", "orig_ax")?;

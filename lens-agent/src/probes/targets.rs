@@ -24,7 +24,7 @@ use lens_common::{
 use super::{
     glob::Globs,
     kernel_types::KernelTypes,
-    object::{Losses, Object, ObjectError, Plan, bytes},
+    object::{Losses, Machine, Object, ObjectError, Plan, bytes},
     pins::Pins,
 };
 use crate::base::{quality::Quality, text};
@@ -123,11 +123,11 @@ impl Targets {
     pub fn start(
         types: &KernelTypes,
         pins: &Pins,
-        cpus: usize,
+        machine: &Machine,
         watched: &Watched,
         globs: Globs,
     ) -> Result<Self, ObjectError> {
-        let mut plan = Plan::new("targets", bytes!("targets"), types, cpus);
+        let mut plan = Plan::new("targets", bytes!("targets"), types, machine);
         plan.offset("CGROUP_KN", "cgroup", "kn")?
             .offset("KN_ID", "kernfs_node", "id")?;
         plan.offset("CGROUP_ROOT", "cgroup", "root")?;
@@ -478,7 +478,7 @@ fn parse(record: &[u8]) -> Option<Happened> {
 
 /// Every cgroup below `dir` with its id, path and whether it holds processes; at most as many as
 /// the table can name.
-fn walk(dir: &Path, path: &str, found: &mut Vec<(u64, String, bool)>) {
+pub(super) fn walk(dir: &Path, path: &str, found: &mut Vec<(u64, String, bool)>) {
     if found.len() >= TARGET_NAMES as usize {
         return;
     }

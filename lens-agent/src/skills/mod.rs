@@ -10,6 +10,7 @@ mod pressure;
 mod processes;
 mod scheduler;
 mod syscalls;
+mod tracer;
 mod view;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -46,6 +47,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &pressure::PressureSkill,
     &syscalls::Syscalls,
     &memory::Memory,
+    &tracer::Tracer,
     &agent::Agent,
 ];
 
@@ -107,7 +109,7 @@ impl Look {
 }
 
 /// The upper end, in µs, of the bucket (of ns) in which the quantile `q` lies.
-fn quantile_us(hist: &Hist, q: f64) -> Option<f64> {
+pub(crate) fn quantile_us(hist: &Hist, q: f64) -> Option<f64> {
     let all: u64 = hist.iter().sum();
     let mut left = (all as f64 * q).ceil();
     for (bucket, n) in hist.iter().enumerate() {

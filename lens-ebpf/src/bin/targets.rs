@@ -111,6 +111,8 @@ fn watch(id: u64) {
 }
 
 unsafe fn tell(id: u64, what: u32, cgroup: *const u8, path: *const u8) {
+    #[cfg(feature = "log")]
+    lens_ebpf::log::cgroup(id, what);
     let Some(mut event) = EVENTS.reserve::<CgroupEvent>(0) else {
         count(loss::EVENTS);
         return;

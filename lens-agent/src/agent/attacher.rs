@@ -1,0 +1,253 @@
+//! The child that attaches on demand.
+//!
+//! The agent cannot attach anything once it is closed, and must not be able to. So before it has
+//! threads it forks a child that does one thing: it is handed bounded trace requests over a socket
+//! pair, one at a time, and hands back what it has seen. The child closes itself as the agent does,
+//! but for loading programs and attaching them; it writes nowhere, and it dies with the agent.
+//!
+//! Messages are JSON behind their length.
+
+use std::{
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixStream,
+    },
+    sync::{Arc, Mutex, PoisonError, TryLockError},
+};
+
+use rustix::process::{Pid, Signal, WaitOptions};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{closed, observe};
+use crate::{
+    base::quality::Quality,
+    host::{HostReader, Root},
+    probes::{self, FunctionReading, TraceRequest},
+};
+
+/// The longest message: a reading has at most a few hundred cgroups.
+const LONGEST: u32 = 4 << 20;
+
+/// What the child answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Seen(Box<FunctionReading>),
+    Refused(Refused),
+}
+
+/// Why nothing was traced, as the child says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{why}")]
+pub struct Refused {
+    /// For a person.
+    pub why: String,
+    /// Whether the request is at fault.
+    pub usage: bool,
+}
+
+/// Why there is no reading.
+#[derive(Debug, thiserror::Error)]
+pub enum AttacherError {
+    /// The child said no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// One trace at a time.
+    #[error("another function is being traced; one at a time")]
+    Busy,
+    /// The child is gone.
+    #[error("the child that attaches on demand does not answer: {0}")]
+    Gone(io::Error),
+}
+
+/// The last trace that ended and that nobody has taken up yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Latest(Arc<Mutex<Option<Arc<FunctionReading>>>>);
+
+impl Latest {
+    fn put(&self, reading: Arc<FunctionReading>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+    }
+
+    /// Takes it up.
+    pub(super) fn take(&self) -> Option<Arc<FunctionReading>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The agent's side.
+#[derive(Debug)]
+pub struct Attacher {
+    child: Pid,
+    socket: Mutex<UnixStream>,
+    latest: Latest,
+}
+
+impl Attacher {
+    /// Forks the child. To be called while the process has one thread, before it is closed.
+    pub fn start() -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let parent = rustix::process::getpid();
+        // SAFETY: this process has one thread, so the child is as whole as its parent.
+        #[expect(unsafe_code, reason = "no safe wrapper for fork")]
+        let pid = unsafe { libc::fork() };
+        match Pid::from_raw(pid) {
+            None if pid == 0 => {
+                drop(ours);
+                let served = live(parent, theirs);
+                // SAFETY: ends the child without running what belongs to its parent.
+                #[expect(unsafe_code, reason = "no safe wrapper for _exit")]
+                unsafe {
+                    libc::_exit(i32::from(served.is_err()))
+                }
+            }
+            Some(child) => Ok(Self {
+                child,
+                socket: Mutex::new(ours),
+                latest: Latest::default(),
+            }),
+            None => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Traces, and waits until it is over. One trace at a time.
+    pub fn trace(&self, request: &TraceRequest) -> Result<Arc<FunctionReading>, AttacherError> {
+        let mut socket = match self.socket.try_lock() {
+            Ok(socket) => socket,
+            Err(TryLockError::WouldBlock) => return Err(AttacherError::Busy),
+            Err(TryLockError::Poisoned(socket)) => socket.into_inner(),
+        };
+        say(&mut *socket, request).map_err(AttacherError::Gone)?;
+        match hear(&mut *socket).map_err(AttacherError::Gone)? {
+            Answer::Seen(reading) => {
+                let reading = Arc::new(*reading);
+                self.latest.put(reading.clone());
+                Ok(reading)
+            }
+            Answer::Refused(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Where finished traces are taken up.
+    pub(super) fn latest(&self) -> Latest {
+        self.latest.clone()
+    }
+}
+
+impl Drop for Attacher {
+    /// A child that hears the end of its socket ends whatever it does.
+    fn drop(&mut self) {
+        let socket = self.socket.get_mut();
+        let socket = socket.unwrap_or_else(PoisonError::into_inner);
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+        let _ = rustix::process::waitpid(Some(self.child), WaitOptions::empty());
+    }
+}
+
+/// The child's life.
+fn live(parent: Pid, mut socket: UnixStream) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        return Ok(());
+    }
+    leave_stdio()?;
+    let mut open = Quality::default();
+    closed::close_attacher(&mut open);
+    // The agent, which is closed by the same means, says which of them this kernel lacks.
+    drop(open);
+    loop {
+        let request: TraceRequest = match hear(&mut socket) {
+            Ok(request) => request,
+            Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(why) => return Err(why),
+        };
+        let answer = match trace(&request, &socket) {
+            Ok(reading) => Answer::Seen(Box::new(reading)),
+            Err(refused) => Answer::Refused(refused),
+        };
+        super::give_memory_back();
+        say(&mut socket, &answer)?;
+    }
+}
+
+fn trace(request: &TraceRequest, socket: &UnixStream) -> Result<FunctionReading, Refused> {
+    let refused = |why: String, usage| Refused { why, usage };
+    let reader = HostReader::new(Root::default()).map_err(|why| refused(why.to_string(), false))?;
+    let watched = observe::watched(&reader).map_err(|why| refused(why.to_string(), false))?;
+    // Whatever is said meanwhile, and the end of the socket, stops the trace.
+    probes::trace(request, &watched, socket.as_fd(), |_| {})
+        .map_err(|why| refused(why.to_string(), why.is_usage()))
+}
+
+/// Whoever reads the agent's output must not wait for the child to end.
+fn leave_stdio() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: both are open, and nothing in this process refers to what is closed.
+        #[expect(
+            unsafe_code,
+            reason = "no safe wrapper for dup2 onto stdio in use here"
+        )]
+        let done = unsafe { libc::dup2(null.as_raw_fd(), fd) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn say<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    to.write_all(&length.to_le_bytes())?;
+    to.write_all(&text)
+}
+
+fn hear<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(io::Error::other(format!("a message of {length} bytes")));
+    }
+    let mut text = Vec::new();
+    let read = from.take(u64::from(length)).read_to_end(&mut text)?;
+    if read != length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_heard_as_they_were_said() {
+        let mut wire = Vec::new();
+        let refused = Refused {
+            why: "no".to_owned(),
+            usage: true,
+        };
+        say(&mut wire, &refused).unwrap();
+        say(&mut wire, &refused).unwrap();
+        let mut wire = &wire[..];
+        assert_eq!(hear::<Refused>(&mut wire).unwrap(), refused);
+        assert_eq!(hear::<Refused>(&mut wire).unwrap(), refused);
+        let end = hear::<Refused>(&mut wire).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_cut_off_or_too_long_is_an_error() {
+        let cut: &[u8] = &[10, 0, 0, 0, b'{'];
+        let end = hear::<Refused>(&mut &*cut).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        let long: &[u8] = &[0xff; 8];
+        assert!(hear::<Refused>(&mut &*long).is_err());
+    }
+}

@@ -1,0 +1,628 @@
+//! The calls of one user-space function, on demand and bounded in time, in hits and in what it may
+//! cost whoever calls it.
+//!
+//! The kernel counts every breakpoint hit and writes a record at the very hit that reaches a
+//! limit; this wakes up, and takes the breakpoint away. Time is cut into windows, and in each the
+//! function may be hit as often as its callers can bear, and as often as it was not before: a
+//! function that is hotter than that in the first window is refused, one that becomes so later
+//! ends its trace.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::programs::uprobe::UProbeLink;
+use lens_common::{
+    function::{Calls, HITS, LimitEvent, TRAPS, Tracing},
+    hist::{BUCKETS, Hist},
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    GlobError, Globs, KernelTypes, KernelTypesError, ObjectError, Watched,
+    mapped::Mapped,
+    object::{Losses, Machine, Object, Plan, bytes},
+    prologue::{self, Place, PlaceError, Stepping},
+    targets::{cgroup_constants, walk},
+};
+use crate::base::{
+    clock::{Clock as _, SystemClock},
+    quality::Quality,
+};
+
+/// What the callers of a function may lose to its trace, as a share of one CPU. A trace is asked
+/// for by a person and lasts seconds, so it may take more than what always runs; above this the
+/// numbers begin to tell of the trace instead of the function.
+pub const MAY_COST: f64 = 0.05;
+/// How often that is looked at. The kernel tells at once when a window's allowance is used up.
+const WINDOW: Duration = Duration::from_millis(200);
+/// Windows whose allowance may be used at once by a function that was called less before: a burst
+/// is not yet heat.
+const SAVED: u64 = 5;
+/// What a hit costs, from above: of the measured range, by what is done there.
+const EMULATED_NS: u64 = 1_200;
+const SINGLE_STEP_NS: u64 = 30_000;
+/// What timing a call costs beyond that: the second trap, at the return.
+const RETURN_NS: u64 = 1_500;
+
+/// The longest trace.
+pub const LONGEST: Duration = Duration::from_mins(10);
+
+/// What is to be traced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRequest {
+    /// A program or library.
+    pub file: PathBuf,
+    /// The symbol, as the file spells it.
+    pub function: String,
+    /// For how long at most.
+    pub span: Duration,
+    /// For how many calls at most.
+    pub max_hits: u64,
+    /// Whose calls count, as patterns of cgroup paths; everybody's if empty.
+    pub cgroups: Vec<String>,
+    /// Whether calls are timed, too.
+    pub timing: Timing,
+    /// Whether a place will do where each call costs some twenty times as much.
+    pub single_step: bool,
+}
+
+/// Whether calls are timed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Timing {
+    /// Where there is a place to do it cheaply.
+    #[default]
+    IfCheap,
+    /// In any case.
+    Always,
+    /// Calls are only counted.
+    Never,
+}
+
+/// What ended a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// Its time was over.
+    Time,
+    /// It had as many calls as it was asked for.
+    Hits,
+    /// The function became hotter than a trace may be.
+    Hot,
+    /// Somebody stopped it.
+    Stopped,
+}
+
+/// The calls of one cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionCalls {
+    /// Calls.
+    pub calls: u64,
+    /// Returns that were timed.
+    pub returns: u64,
+    /// Their time in all.
+    pub total_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// By time: a bucket for each power of two nanoseconds.
+    pub hist: Hist,
+}
+
+/// What a trace has seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FunctionReading {
+    /// The file.
+    pub file: PathBuf,
+    /// The function.
+    pub function: String,
+    /// Where the breakpoint was.
+    pub place: Place,
+    /// Whether calls were timed.
+    pub timed: bool,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What ended it.
+    pub ended: Ended,
+    /// Breakpoints hit, whoever hit them.
+    pub traps: u64,
+    /// Calls of those who were asked for: exact.
+    pub calls: u64,
+    /// Calls that came after the last one that counts, until the breakpoint was gone.
+    pub overshoot: u64,
+    /// Calls by cgroup; where a cgroup is gone, by its id in the kernel.
+    pub cgroups: BTreeMap<Arc<str>, FunctionCalls>,
+    /// Calls within a call of the same function, by the same thread.
+    pub nested: u64,
+    /// Of those, calls so deep that they were not timed.
+    pub deep: u64,
+    /// Returns that something jumped over.
+    pub missing: u64,
+    /// Calls that were still under way at the end: their time is not known.
+    pub under_way: u64,
+    /// What was not seen.
+    pub quality: Quality,
+}
+
+impl FunctionReading {
+    /// `calls` a second over the time of the trace.
+    pub fn per_sec(&self, calls: u64) -> f64 {
+        calls as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Why nothing was traced.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// There is no place for a breakpoint.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// A pattern cannot be understood.
+    #[error(transparent)]
+    Glob(#[from] GlobError),
+    /// Nobody would be traced.
+    #[error("no cgroup matches `{0}`")]
+    NoCgroup(String),
+    /// The time is out of range.
+    #[error("a trace of {0:?} is out of range: up to {LONGEST:?}")]
+    Span(Duration),
+    /// The number of hits is out of range.
+    #[error("a trace of no hits shows nothing")]
+    NoHits,
+    /// No BTF.
+    #[error(transparent)]
+    Types(#[from] KernelTypesError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The system refused something else.
+    #[error("{what}: {why}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The answer.
+        why: io::Error,
+    },
+    /// The function is called too often.
+    #[error(
+        "`{function}` is too hot to trace: {hits} hits within {} ms are {rate:.0} a second; at up to {} ns a hit that would cost its callers {:.0} % of a CPU, and {:.0} % is allowed ({allowed:.0} a second)",
+        .within.as_millis(), cost_ns, rate * *cost_ns as f64 / 1e7, MAY_COST * 100.0
+    )]
+    Hot {
+        /// The function.
+        function: String,
+        /// Hits in the trial.
+        hits: u64,
+        /// How long they took.
+        within: Duration,
+        /// The same a second.
+        rate: f64,
+        /// What a hit is taken to cost.
+        cost_ns: u64,
+        /// How often a second it could be called.
+        allowed: f64,
+    },
+}
+
+impl TraceError {
+    /// Whether the request is at fault, not the system.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Glob(_) | Self::Span(_) | Self::NoHits)
+    }
+}
+
+/// Traces until something ends it; `stop` becoming readable (or closed) does. Calls `attached` when
+/// the next call will count.
+pub fn trace(
+    request: &TraceRequest,
+    watched: &Watched,
+    stop: BorrowedFd<'_>,
+    attached: impl FnOnce(&Place),
+) -> Result<FunctionReading, TraceError> {
+    if request.span.is_zero() || request.span > LONGEST {
+        return Err(TraceError::Span(request.span));
+    }
+    if request.max_hits == 0 {
+        return Err(TraceError::NoHits);
+    }
+    let globs = Globs::new(&request.cgroups)?;
+    let file = std::fs::canonicalize(&request.file).map_err(|why| PlaceError::Read {
+        file: request.file.display().to_string(),
+        why: why.to_string(),
+    })?;
+    let (place, timed) = place(request, &file)?;
+    let names = names(watched);
+    if let Some(glob) = globs.unmatched(names.values()).first() {
+        return Err(TraceError::NoCgroup(glob.clone()));
+    }
+    let mut programs = Programs::load(request, timed, watched)?;
+    for (id, _) in names.iter().filter(|(_, path)| globs.matches(path)) {
+        programs.ask_for(*id, &globs);
+    }
+    let cost_ns = cost_ns(place.stepping, timed);
+    let allowance = allowance(cost_ns);
+    let links = programs.attach(&file, &place, (allowance, request.max_hits))?;
+    attached(&place);
+    let waiting = Waiting {
+        programs: &mut programs,
+        request,
+        stop,
+        allowance,
+        cost_ns,
+    };
+    let over = waiting.wait();
+    links.detach();
+    let over = over?;
+    programs.read(request, place, over, watched, names)
+}
+
+/// Hits that a window may have.
+fn allowance(cost_ns: u64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a small positive number"
+    )]
+    let hits = (WINDOW.as_nanos() as f64 * MAY_COST) as u64 / cost_ns;
+    hits.max(1)
+}
+
+fn cost_ns(stepping: Stepping, returns: bool) -> u64 {
+    let entry = match stepping {
+        Stepping::Emulated => EMULATED_NS,
+        // Whether this kernel does is not known.
+        Stepping::EmulatedLately | Stepping::Single => SINGLE_STEP_NS,
+    };
+    entry + if returns { RETURN_NS } else { 0 }
+}
+
+/// Where to stop, and whether calls can be timed from there.
+fn place(request: &TraceRequest, file: &Path) -> Result<(Place, bool), PlaceError> {
+    let function = prologue::find(file, &request.function)?;
+    let wanted = request.timing != Timing::Never;
+    let first = match prologue::choose(&function, wanted) {
+        Ok(place) => return Ok((place, wanted)),
+        Err(first) => first,
+    };
+    if request.timing == Timing::IfCheap
+        && let Ok(place) = prologue::choose(&function, false)
+    {
+        return Ok((place, false));
+    }
+    if request.single_step {
+        return Ok((prologue::first(&function), wanted));
+    }
+    Err(PlaceError::SingleStep {
+        function: request.function.clone(),
+        first,
+    })
+}
+
+/// The paths of all cgroups by id.
+fn names(watched: &Watched) -> BTreeMap<u64, Arc<str>> {
+    let mut found = Vec::new();
+    walk(&watched.root, "/", &mut found);
+    found
+        .into_iter()
+        .map(|(id, path, _)| (id, path.into()))
+        .collect()
+}
+
+/// The object with its maps.
+struct Programs {
+    timed: bool,
+    object: Object,
+    losses: Losses,
+    tracing: Mapped<Tracing>,
+    callers: HashMap<MapData, u64, [u64; CALLS]>,
+    asked: HashMap<MapData, u64, u64>,
+    events: RingBuf<MapData>,
+}
+
+/// A [`Calls`] in words.
+const CALLS: usize = size_of::<Calls>() / 8;
+
+impl Programs {
+    fn load(request: &TraceRequest, timed: bool, watched: &Watched) -> Result<Self, TraceError> {
+        let types = KernelTypes::of_running_kernel()?;
+        let machine = Machine::new(None).map_err(|why| TraceError::System {
+            what: "cannot tell the number of CPUs",
+            why,
+        })?;
+        let mut plan = Plan::new("function", bytes!("function"), &types, &machine);
+        cgroup_constants(&mut plan, &types, watched)?;
+        plan.without("TARGETS").without("NEAR");
+        plan.constant("FILTERED", u32::from(!request.cgroups.is_empty()));
+        plan.constant("TIMED", u32::from(timed));
+        let mut object = plan.load()?;
+        let wrong = |why: aya::maps::MapError| ObjectError::Load {
+            object: "function",
+            why: why.to_string(),
+        };
+        let mut callers: HashMap<MapData, u64, [u64; CALLS]> =
+            HashMap::try_from(object.take_map("CALLER")?).map_err(wrong)?;
+        // Those that find no room.
+        callers.insert(0, [0; CALLS], 0).map_err(wrong)?;
+        let asked = HashMap::try_from(object.take_map("ASKED_FOR")?).map_err(wrong)?;
+        let Map::RingBuf(events) = object.take_map("EVENTS")? else {
+            return Err(ObjectError::Load {
+                object: "function",
+                why: "EVENTS is no ring buffer".to_owned(),
+            }
+            .into());
+        };
+        Ok(Self {
+            timed,
+            losses: Losses::of(&object)?,
+            tracing: object.mapped_once("TRACING", 1)?,
+            callers,
+            asked,
+            events: RingBuf::try_from(Map::RingBuf(events)).map_err(wrong)?,
+            object,
+        })
+    }
+
+    /// Lets the calls of a cgroup count, where not all do.
+    fn ask_for(&mut self, id: u64, globs: &Globs) {
+        if !globs.is_everything() {
+            // A full table is said in Quality.
+            let _ = self.asked.insert(id, 1, 0);
+        }
+    }
+
+    fn attach(
+        &mut self,
+        file: &Path,
+        place: &Place,
+        limits: (u64, u64),
+    ) -> Result<Links, TraceError> {
+        self.set(|tracing| (tracing.trap_limit, tracing.hit_limit) = limits);
+        // The return first: a call that is counted is then one whose return is seen.
+        let returned = self
+            .timed
+            .then(|| self.object.attach_to_code("returned", file, place.offset))
+            .transpose()?;
+        let entered = self.object.attach_to_code("entered", file, place.offset)?;
+        Ok(Links { entered, returned })
+    }
+
+    fn state(&self) -> Tracing {
+        self.tracing.get(0, 0).unwrap_or_default()
+    }
+
+    /// Changes limits; of the rest only before anything counts.
+    fn set(&self, change: impl FnOnce(&mut Tracing)) {
+        let mut state = self.state();
+        change(&mut state);
+        let words: [(usize, u64); 2] = [
+            (std::mem::offset_of!(Tracing, trap_limit), state.trap_limit),
+            (std::mem::offset_of!(Tracing, hit_limit), state.hit_limit),
+        ];
+        if let Some(at) = self.tracing.at(0, 0) {
+            for (offset, value) in words {
+                super::keyed::store(at.cast::<u64>().wrapping_add(offset / 8), value);
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Option<LimitEvent> {
+        let record = self.events.next()?;
+        let word = |i: usize| {
+            let bytes = record.get(8 * i..8 * i + 8)?;
+            Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+        };
+        Some(LimitEvent {
+            what: word(0)?,
+            n: word(1)?,
+            at_ns: word(2)?,
+        })
+    }
+
+    fn read(
+        &self,
+        request: &TraceRequest,
+        place: Place,
+        over: Over,
+        watched: &Watched,
+        mut paths: BTreeMap<u64, Arc<str>>,
+    ) -> Result<FunctionReading, TraceError> {
+        let state = self.state();
+        let mut quality = Quality::default();
+        for (map, n) in self.losses.all() {
+            quality.lost.insert(map, n);
+        }
+        // Also those that were made meanwhile.
+        paths.extend(names(watched));
+        let mut cgroups: BTreeMap<Arc<str>, FunctionCalls> = BTreeMap::new();
+        for entry in &self.callers {
+            let (id, words) = entry.map_err(|why| ObjectError::Load {
+                object: "function",
+                why: why.to_string(),
+            })?;
+            let calls = calls(&words);
+            if calls.calls == 0 && calls.returns == 0 {
+                continue;
+            }
+            let name = match id {
+                0 => "other".into(),
+                _ => paths
+                    .get(&id)
+                    .cloned()
+                    .unwrap_or_else(|| id.to_string().into()),
+            };
+            cgroups.insert(name, calls);
+        }
+        let counted = state.hits.min(state.hit_limit);
+        let returns: u64 = cgroups.values().map(|c| c.returns).sum();
+        let under_way = if self.timed {
+            counted.saturating_sub(returns + state.missing + state.deep)
+        } else {
+            0
+        };
+        quality.censored = under_way;
+        Ok(FunctionReading {
+            file: request.file.clone(),
+            function: request.function.clone(),
+            place,
+            timed: self.timed,
+            elapsed: over.elapsed,
+            ended: over.ended,
+            traps: state.traps,
+            calls: counted,
+            overshoot: state.hits - counted,
+            cgroups,
+            nested: state.nested,
+            deep: state.deep,
+            missing: state.missing,
+            under_way,
+            quality,
+        })
+    }
+}
+
+fn calls(words: &[u64; CALLS]) -> FunctionCalls {
+    let word = |offset: usize| words[offset / 8];
+    let mut hist = [0; BUCKETS];
+    let from = std::mem::offset_of!(Calls, hist) / 8;
+    hist.copy_from_slice(&words[from..from + BUCKETS]);
+    FunctionCalls {
+        calls: word(std::mem::offset_of!(Calls, calls)),
+        returns: word(std::mem::offset_of!(Calls, returns)),
+        total_ns: word(std::mem::offset_of!(Calls, total_ns)),
+        max_ns: word(std::mem::offset_of!(Calls, max_ns)),
+        hist,
+    }
+}
+
+/// The breakpoint.
+struct Links {
+    entered: UProbeLink,
+    returned: Option<UProbeLink>,
+}
+
+impl Links {
+    /// Takes it away. Each part goes at once, but its call returns only after all CPUs have left
+    /// the programs; one after the other, the second would stay that long.
+    fn detach(self) {
+        let Self { entered, returned } = self;
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(returned));
+            drop(entered);
+        });
+    }
+}
+
+/// How a trace ended.
+#[derive(Clone, Copy)]
+struct Over {
+    ended: Ended,
+    elapsed: Duration,
+}
+
+struct Waiting<'a> {
+    programs: &'a mut Programs,
+    request: &'a TraceRequest,
+    stop: BorrowedFd<'a>,
+    allowance: u64,
+    cost_ns: u64,
+}
+
+impl Waiting<'_> {
+    fn wait(self) -> Result<Over, TraceError> {
+        let began = now();
+        let end = began + self.request.span;
+        let mut window = began;
+        loop {
+            let until = end.min(window + WINDOW);
+            let stopped = self.sleep(until)?;
+            while let Some(event) = self.programs.next_event() {
+                let at = Duration::from_nanos(event.at_ns);
+                match event.what {
+                    HITS => {
+                        let elapsed = at.saturating_sub(began);
+                        return Ok(Over {
+                            ended: Ended::Hits,
+                            elapsed,
+                        });
+                    }
+                    TRAPS => return self.too_hot(began, window, at),
+                    _ => {}
+                }
+            }
+            let now = now();
+            let over = |ended| {
+                Ok(Over {
+                    ended,
+                    elapsed: now.saturating_sub(began),
+                })
+            };
+            if stopped {
+                return over(Ended::Stopped);
+            }
+            if now >= end {
+                return over(Ended::Time);
+            }
+            if now >= until {
+                window = now;
+                let state = self.programs.state();
+                let left = state.trap_limit.saturating_sub(state.traps);
+                let more = (left + self.allowance).min(SAVED * self.allowance);
+                self.programs
+                    .set(|limits| limits.trap_limit = state.traps + more);
+            }
+        }
+    }
+
+    /// Sleeps until `until`, a record, or the stop; whether it is the stop.
+    fn sleep(&self, until: Duration) -> Result<bool, TraceError> {
+        let left = until.saturating_sub(now());
+        let left = rustix::time::Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let events = self.programs.events.as_fd();
+        let mut fds = [
+            PollFd::from_borrowed_fd(events, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&left)) {
+            Ok(_) => Ok(!fds[1].revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(why) => Err(TraceError::System {
+                what: "cannot wait for the kernel's records",
+                why: why.into(),
+            }),
+        }
+    }
+
+    fn too_hot(&self, began: Duration, window: Duration, at: Duration) -> Result<Over, TraceError> {
+        let elapsed = at.saturating_sub(began);
+        if window != began {
+            return Ok(Over {
+                ended: Ended::Hot,
+                elapsed,
+            });
+        }
+        let first = Duration::from_nanos(self.programs.state().first_ns);
+        let within = at.saturating_sub(first).max(Duration::from_nanos(1));
+        Err(TraceError::Hot {
+            function: self.request.function.clone(),
+            hits: self.allowance,
+            within,
+            rate: self.allowance as f64 / within.as_secs_f64(),
+            cost_ns: self.cost_ns,
+            allowed: MAY_COST * 1e9 / self.cost_ns as f64,
+        })
+    }
+}
+
+fn now() -> Duration {
+    SystemClock.now().mono
+}

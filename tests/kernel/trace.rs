@@ -1,0 +1,344 @@
+//! The calls of one function: exact, within every limit, and by a process that cannot attach.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    os::fd::AsFd as _,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lens_agent::{
+    base::clock::{Clock as _, SystemClock},
+    probes::{Ended, FunctionReading, Timing, TraceError, TraceRequest, Watched, trace},
+};
+use lens_tests::{
+    cgroup::{Cgroup, Hierarchy},
+    root_or_say_not_run,
+};
+
+use crate::objects::Work;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_load_function");
+
+fn request(function: &str) -> TraceRequest {
+    TraceRequest {
+        file: PathBuf::from(PROGRAM),
+        function: function.to_owned(),
+        span: Duration::from_secs(30),
+        max_hits: 1_000_000,
+        cgroups: Vec::new(),
+        timing: Timing::Always,
+        single_step: false,
+    }
+}
+
+fn watched() -> Result<Watched> {
+    Ok(Watched {
+        root: Hierarchy::of_host()?.root,
+        v1: None,
+        id: 0,
+    })
+}
+
+/// Traces, and does `meanwhile` from when the first call counts; then, unless a limit has ended
+/// it, stops the trace.
+fn traced<T>(
+    request: &TraceRequest,
+    meanwhile: impl FnOnce() -> Result<T>,
+) -> Result<(Result<FunctionReading, TraceError>, T)> {
+    let watched = watched()?;
+    let (stop, stopper) = UnixStream::pair()?;
+    let (attached, is_attached) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let tracing = scope.spawn(|| {
+            trace(request, &watched, stop.as_fd(), |_| {
+                let _ = attached.send(());
+            })
+        });
+        // Ends the trace also when the work has failed.
+        let stopper = stopper;
+        // A trace that is refused never attaches.
+        let done = if is_attached.recv_timeout(Duration::from_secs(60)).is_ok() {
+            meanwhile()
+        } else {
+            Err(anyhow::anyhow!("never attached"))
+        };
+        drop(stopper);
+        let reading = tracing.join().ok().context("the trace panicked")?;
+        match done {
+            Ok(done) => Ok((reading, done)),
+            Err(why) => Err(why.context(format!("{:?}", reading.err()))),
+        }
+    })
+}
+
+/// Calls `function` as `work` says while it is traced.
+fn traced_work(request: &TraceRequest, work: &[&str]) -> Result<FunctionReading> {
+    let cgroup = Cgroup::new("trace")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let (reading, ()) = traced(request, || {
+        for line in work {
+            process.run(line)?;
+        }
+        Ok(())
+    })?;
+    process.end()?;
+    let reading = reading?;
+    let of_cgroup = reading.cgroups.get(cgroup.path());
+    ensure!(
+        of_cgroup.map(|c| c.calls) == Some(reading.calls),
+        "{reading:?}"
+    );
+    ensure!(reading.quality.lost.is_empty(), "{reading:?}");
+    Ok(reading)
+}
+
+#[test]
+fn calls_are_exact_and_times_are_those_of_the_function() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let reading = traced_work(&request("traced_push"), &["call traced_push 500 200"])?;
+    assert_eq!((reading.calls, reading.ended), (500, Ended::Stopped));
+    assert_eq!((reading.traps, reading.overshoot), (500, 0));
+    assert_eq!(
+        (reading.nested, reading.missing, reading.under_way),
+        (0, 0, 0)
+    );
+    let calls = reading.cgroups.values().next().context("nobody")?;
+    assert_eq!((calls.returns, calls.hist.iter().sum()), (500, 500));
+    let mean = calls.total_ns / 500;
+    // From below it is exact; on a busy machine a thread may lose its CPU in the middle.
+    assert!((200_000..20_000_000).contains(&mean), "{mean}");
+    // 200 µs lie in the bucket that begins at 131.
+    assert_eq!(calls.hist[..17], [0; 17]);
+    println!("mean {mean} ns of calls that take 200 µs");
+    Ok(())
+}
+
+#[test]
+fn calls_are_counted_where_they_cannot_be_timed() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let request = TraceRequest {
+        timing: Timing::IfCheap,
+        ..request("traced_sub")
+    };
+    let reading = traced_work(&request, &["call traced_sub 700 0"])?;
+    assert_eq!((reading.calls, reading.timed), (700, false));
+    assert_eq!(reading.place.instruction, "call");
+    Ok(())
+}
+
+#[test]
+fn recursion_and_returns_that_do_not_come_are_told() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    // Four calls deep, a hundred times; then eleven, of which three are too deep.
+    let work = ["call traced_deep 100 3", "call traced_deep 1 10"];
+    let reading = traced_work(&request("traced_deep"), &work)?;
+    assert_eq!((reading.calls, reading.nested), (411, 310));
+    assert_eq!(
+        (reading.deep, reading.missing, reading.under_way),
+        (3, 0, 0)
+    );
+    let returns: u64 = reading.cgroups.values().map(|c| c.returns).sum();
+    assert_eq!(returns, 408);
+    // All but the last are known to be gone when the next one comes.
+    let reading = traced_work(&request("traced_escape"), &["call let_escape 50 0"])?;
+    assert_eq!((reading.calls, reading.missing), (50, 49));
+    assert_eq!((reading.under_way, reading.nested), (1, 0));
+    Ok(())
+}
+
+#[test]
+fn enough_calls_end_it() -> Result<()> {
+    const MOST: u64 = 1000;
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let limited = TraceRequest {
+        max_hits: MOST,
+        ..request("traced_push")
+    };
+    // Without a pause: what comes until the agent has woken up is not counted by cgroup.
+    let cgroup = Cgroup::new("limit")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let (stop, _stopper) = UnixStream::pair()?;
+    let mut started = Ok(serde_json::Value::Null);
+    let reading = trace(&limited, &watched()?, stop.as_fd(), |_| {
+        started = process.run("flood traced_push");
+    })?;
+    started?;
+    let flooded = process.run("stop")?;
+    process.end()?;
+    println!("overshoot {} of {MOST}, {flooded}", reading.overshoot);
+    assert_eq!((reading.calls, reading.ended), (MOST, Ended::Hits));
+    assert_eq!(reading.cgroups[cgroup.path()].calls, MOST);
+    assert!(reading.overshoot < 100_000, "{}", reading.overshoot);
+    Ok(())
+}
+
+#[test]
+fn its_time_ends_it() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let request = TraceRequest {
+        span: Duration::from_millis(300),
+        ..request("traced_push")
+    };
+    let (reading, took) = traced_until_over(&request)?;
+    let reading = reading?;
+    assert_eq!((reading.calls, reading.ended), (0, Ended::Time));
+    assert!(reading.elapsed >= request.span, "{:?}", reading.elapsed);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    Ok(())
+}
+
+/// Traces without anything that would stop it; how long that took.
+fn traced_until_over(
+    request: &TraceRequest,
+) -> Result<(Result<FunctionReading, TraceError>, Duration)> {
+    let watched = watched()?;
+    let (stop, _stopper) = UnixStream::pair()?;
+    let start = SystemClock.now();
+    let reading = trace(request, &watched, stop.as_fd(), |_| {});
+    Ok((reading, SystemClock.now().since(&start)))
+}
+
+#[test]
+fn a_hot_function_is_refused_with_its_rate() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("hot")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    process.run("flood traced_push")?;
+    let (reading, took) = traced_until_over(&request("traced_push"))?;
+    let flooded = process.run("stop")?;
+    process.end()?;
+    let why = reading.err().context("it was traced")?;
+    println!("{why}; {took:?}, {flooded}");
+    let TraceError::Hot { rate, allowed, .. } = why else {
+        anyhow::bail!("{why}");
+    };
+    assert!(rate > allowed, "{rate} {allowed}");
+    Ok(())
+}
+
+#[test]
+fn only_those_count_who_were_asked_for() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let (asked, other) = (Cgroup::new("asked")?, Cgroup::new("other")?);
+    let mut request = request("traced_push");
+    request.cgroups = vec![asked.path().to_owned()];
+    let mut of_asked = Work::of(PROGRAM, &asked)?;
+    let mut of_other = Work::of(PROGRAM, &other)?;
+    let (reading, ()) = traced(&request, || {
+        of_asked.run("call traced_push 300 0")?;
+        of_other.run("call traced_push 400 0")?;
+        Ok(())
+    })?;
+    let reading = reading?;
+    assert_eq!((reading.calls, reading.traps), (300, 700));
+    assert_eq!(reading.cgroups.len(), 1, "{:?}", reading.cgroups);
+    assert_eq!(reading.cgroups[asked.path()].calls, 300);
+    request.cgroups = vec!["/no/such/cgroup".to_owned()];
+    let (refused, _) = traced_until_over(&request)?;
+    assert!(
+        matches!(refused, Err(TraceError::NoCgroup(_))),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_traced_is_said() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let why = |request: &TraceRequest| -> Result<String> {
+        let (reading, _) = traced_until_over(request)?;
+        Ok(reading.err().context("it was traced")?.to_string())
+    };
+    let bare = why(&request("traced_bare"))?;
+    assert!(
+        bare.contains("lea") && bare.contains("--single-step"),
+        "{bare}"
+    );
+    let near = why(&request("traced_pusch"))?;
+    assert!(
+        near.contains("no such function") && near.contains("`traced_push`"),
+        "{near}"
+    );
+    let script = TraceRequest {
+        file: PathBuf::from("/proc/self/cmdline"),
+        ..request("main")
+    };
+    let script = why(&script)?;
+    assert!(script.contains("no x86-64 program"), "{script}");
+    // All the same, where it is asked for.
+    let all_the_same = TraceRequest {
+        single_step: true,
+        ..request("traced_bare")
+    };
+    let reading = traced_work(&all_the_same, &["call traced_bare 50 1"])?;
+    assert_eq!(reading.calls, 50);
+    Ok(())
+}
+
+#[test]
+fn a_closed_process_traces_through_its_child_only() -> Result<()> {
+    const CALLS: u64 = 200;
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("closed")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let kept = tempfile::tempdir()?;
+    let mut tracer = Command::new(env!("CARGO_BIN_EXE_closed_tracer"))
+        .arg(kept.path())
+        .args([PROGRAM, "traced_push", &CALLS.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(tracer.stdout.take().context("no output")?).lines();
+    let ready = lines.next().context("it has ended")??;
+    assert_eq!(ready, "ready");
+    // It attaches a moment later: until it has seen enough, there are calls, but few.
+    let (ended, is_over) = mpsc::channel();
+    let said = std::thread::scope(|scope| -> Result<String> {
+        scope.spawn(move || {
+            let _ = ended.send(lines.next());
+        });
+        loop {
+            process.run("call traced_push 1 1000")?;
+            match is_over.try_recv() {
+                Ok(line) => return Ok(line.context("it has ended")??),
+                Err(mpsc::TryRecvError::Empty) => {}
+                Err(why) => return Err(why.into()),
+            }
+        }
+    })?;
+    process.end()?;
+    assert!(tracer.wait()?.success());
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    assert_eq!(said["calls"].as_u64(), Some(CALLS), "{said}");
+    assert_eq!(
+        (said["ended"].as_str(), said["open_doors"].as_u64()),
+        (Some("hits"), Some(0))
+    );
+    let itself = said["itself"]
+        .as_str()
+        .context("it could attach by itself")?;
+    assert!(itself.contains("not permitted"), "{itself}");
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! An agent in small: makes the child that attaches on demand, closes itself, and then traces the
+//! function that it is told, with and without the child. Its arguments: a directory to keep, the
+//! file, the function, the number of calls. Says `ready` when closed, then how both came out.
+
+use std::{io::Write as _, os::fd::AsFd as _, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lens_agent::{
+    agent::{Attacher, close, try_doors},
+    base::quality::Quality,
+    probes::{Timing, TraceRequest, Watched, trace},
+};
+use lens_tests::cgroup::Hierarchy;
+use serde_json::json;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = || arguments.next().context("too few arguments");
+    let directory = PathBuf::from(next()?);
+    let request = TraceRequest {
+        file: PathBuf::from(next()?),
+        function: next()?,
+        span: Duration::from_secs(30),
+        max_hits: next()?.parse()?,
+        cgroups: Vec::new(),
+        timing: Timing::IfCheap,
+        single_step: false,
+    };
+    let attacher = Attacher::start()?;
+    let mut open = Quality::default();
+    close(&directory, &mut open);
+    ensure!(open == Quality::default(), "{open:?}");
+    let watched = Watched {
+        root: Hierarchy::of_host()?.root,
+        v1: None,
+        id: 0,
+    };
+    let (stop, _other) = std::os::unix::net::UnixStream::pair()?;
+    let itself = trace(&request, &watched, stop.as_fd(), |_| {});
+    let doors = try_doors(&std::env::temp_dir());
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready")?;
+    let seen = attacher.trace(&request)?;
+    let said = json!({
+        "itself": itself.err().map(|why| why.to_string()),
+        "open_doors": doors.iter().filter(|(_, tried)| tried.is_ok()).count(),
+        "calls": seen.calls,
+        "ended": seen.ended,
+    });
+    writeln!(out, "{said}")?;
+    Ok(())
+}
