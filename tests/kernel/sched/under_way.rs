@@ -30,7 +30,10 @@ fn a_task_that_never_gets_to_run_is_counted_as_far_as_it_has_come() -> Result<()
     until("it waits", PATIENCE, || {
         first = probes.read();
         // The one that is pinned, not the one that wakes it.
-        of(&first, &starved).is_ok_and(|now| now.waiting == 1 && now.wait_max_ns > 20_000_000)
+        of(&first, &starved).is_ok_and(|now| now.waiting == 1)
+            && between(&before, &first, &starved)
+                .and_then(|g| g.behind_cgroup(&spinner))
+                .is_ok_and(|ns| ns > 20e6)
     })?;
     let mut second = first.clone();
     until("its wait grows", PATIENCE, || {
