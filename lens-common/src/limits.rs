@@ -13,7 +13,7 @@ pub const PAIRS: u32 = 4096;
 /// Places tried for a pair before its time goes to the victim's `other`.
 pub const PAIR_PROBES: u32 = 4;
 /// Run intervals remembered a CPU, and as many again that are longer; a power of two.
-pub const RUNS: usize = 256;
+pub const RUNS: usize = 512;
 /// The longer intervals (ns): while tasks run for less than this at a time, one stands for several.
 pub const STRETCH_NS: u64 = 2_000_000;
 /// Run queues remembered a CPU that were throttled by their quota; a power of two.

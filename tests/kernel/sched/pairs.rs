@@ -87,12 +87,13 @@ fn a_long_wait_behind_a_storm_of_switches() -> Result<()> {
     }
     let (big, small) = (Cgroup::new("big")?, Cgroup::new("small")?);
     let victim = Cgroup::new("meek")?;
-    big.set_weight(300)?;
-    victim.set_weight(10)?;
-    let storm = "sleeper --for 5000 --cpu 1 --threads 4 --burn 100 --sleep 50";
+    victim.set_weight(3)?;
+    // Each group sleeps every few rounds, so that they alternate.
+    let storm =
+        |burn: u32| format!("sleeper --for 9000 --cpu 1 --threads 2 --burn {burn} --sleep 10");
     let seen = beside(
-        (&victim, "burn --for 3000 --cpu 1"),
-        &[(&big, storm), (&small, storm)],
+        (&victim, "burn --for 6000 --cpu 1"),
+        &[(&big, &storm(90)), (&small, &storm(30))],
     )?;
     let [of_big, of_small] = seen.usage[..] else {
         unreachable!("two aggressors");
