@@ -13,6 +13,8 @@ mod sched;
 #[cfg(test)]
 mod story;
 #[cfg(test)]
+mod supervision;
+#[cfg(test)]
 mod syscalls;
 #[cfg(test)]
 mod targets;

@@ -53,8 +53,18 @@ impl Lines {
 impl Running {
     /// Starts an agent on a free port, with its state in `state`, and waits until it is ready.
     pub fn start(state: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(state, arguments, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_with(
+        state: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut command = command(&["run", "--listen", "127.0.0.1:0", "--interval", "500ms"])?;
         command.arg("--state-dir").arg(state).args(arguments);
+        command.envs(environment.iter().copied());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn()?;
         let said = Lines::of(process.stdout.take().context("no stdout")?);
