@@ -144,7 +144,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     }
     let functions = || {
         let all = elf.symbols().chain(elf.dynamic_symbols());
-        all.filter(|s| s.kind() == SymbolKind::Text && s.is_definition())
+        all.filter(|s| (s.kind() == SymbolKind::Text || is_choice(s)) && !s.is_undefined())
     };
     let mut found: Vec<_> = functions().filter(|s| s.name() == Ok(name)).collect();
     found.sort_by_key(|s| (s.address(), std::cmp::Reverse(s.size())));
@@ -158,17 +158,15 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
             all: names.len(),
         });
     };
+    if found.iter().any(is_choice) {
+        return Err(PlaceError::Chosen(name.to_owned()));
+    }
     if found.len() > 1 {
         return Err(PlaceError::Ambiguous {
             file: shown(),
             function: name.to_owned(),
             n: found.len(),
         });
-    }
-    if let SymbolFlags::Elf { st_info, .. } = symbol.flags()
-        && st_info & 0xf == object::elf::STT_GNU_IFUNC
-    {
-        return Err(PlaceError::Chosen(name.to_owned()));
     }
     let section = symbol
         .section_index()
@@ -194,6 +192,12 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
         offset: in_file + into,
         code: code.to_vec(),
     })
+}
+
+/// Whether the symbol stands for a choice that is made when the program starts.
+fn is_choice(symbol: &impl object::ObjectSymbol<'_>) -> bool {
+    matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. }
+        if st_info & 0xf == object::elf::STT_GNU_IFUNC)
 }
 
 /// Chooses the place in `function` to stop at; with `returns`, one where the return address is
