@@ -13,7 +13,8 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 use object::{
-    Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SymbolFlags, SymbolKind,
+    Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SectionIndex, SymbolFlags,
+    SymbolIndex, SymbolKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +145,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     }
     let functions = || {
         let all = elf.symbols().chain(elf.dynamic_symbols());
-        all.filter(|s| (s.kind() == SymbolKind::Text || is_choice(s)) && !s.is_undefined())
+        all.filter(|s| (s.kind() == SymbolKind::Text || is_choice(s.flags())) && !s.is_undefined())
     };
     let mut found: Vec<_> = functions().filter(|s| s.name() == Ok(name)).collect();
     found.sort_by_key(|s| (s.address(), std::cmp::Reverse(s.size())));
@@ -158,7 +159,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
             all: names.len(),
         });
     };
-    if found.iter().any(is_choice) {
+    if found.iter().any(|s| is_choice(s.flags())) {
         return Err(PlaceError::Chosen(name.to_owned()));
     }
     if found.len() > 1 {
@@ -195,8 +196,8 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
 }
 
 /// Whether the symbol stands for a choice that is made when the program starts.
-fn is_choice(symbol: &impl object::ObjectSymbol<'_>) -> bool {
-    matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. }
+fn is_choice(flags: SymbolFlags<SectionIndex, SymbolIndex>) -> bool {
+    matches!(flags, SymbolFlags::Elf { st_info, .. }
         if st_info & 0xf == object::elf::STT_GNU_IFUNC)
 }
 
