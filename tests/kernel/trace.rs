@@ -62,7 +62,7 @@ fn traced<T>(
         // Ends the trace also when the work has failed.
         let stopper = stopper;
         // A trace that is refused never attaches.
-        let done = if is_attached.recv_timeout(Duration::from_secs(60)).is_ok() {
+        let done = if is_attached.recv_timeout(Duration::from_mins(1)).is_ok() {
             meanwhile()
         } else {
             Err(anyhow::anyhow!("never attached"))

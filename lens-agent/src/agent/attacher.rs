@@ -181,18 +181,19 @@ fn trace(request: &TraceRequest, socket: &UnixStream) -> Result<FunctionReading,
 }
 
 /// Whoever reads the agent's output must not wait for the child to end.
+#[expect(
+    unsafe_code,
+    reason = "no safe wrapper for dup2 onto stdio in use here"
+)]
 fn leave_stdio() -> io::Result<()> {
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null")?;
     for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        let null = null.as_raw_fd();
         // SAFETY: both are open, and nothing in this process refers to what is closed.
-        #[expect(
-            unsafe_code,
-            reason = "no safe wrapper for dup2 onto stdio in use here"
-        )]
-        let done = unsafe { libc::dup2(null.as_raw_fd(), fd) };
+        let done = unsafe { libc::dup2(null, fd) };
         if done < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -34,8 +34,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct Trace {
-    /// A program or library, and a symbol of it as the file spells it; `/proc/PID/root/...` is a
-    /// file in a container
+    /// A program or library, and a symbol of it as the file spells it; of a container, by
+    /// the root of one of its processes in /proc
     #[arg(value_name = "FILE:FUNCTION")]
     function: Site,
     /// How long to trace at most

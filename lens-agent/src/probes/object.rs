@@ -105,7 +105,7 @@ pub(super) struct Variants {
 
 /// What holds for all objects.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub struct Machine {
     cpus: usize,
     log: Option<KernelLog>,
 }

@@ -13,7 +13,8 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 use object::{
-    Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SymbolFlags, SymbolKind,
+    Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SectionIndex, SymbolFlags,
+    SymbolIndex, SymbolKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +145,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     }
     let functions = || {
         let all = elf.symbols().chain(elf.dynamic_symbols());
-        all.filter(|s| s.kind() == SymbolKind::Text && s.is_definition())
+        all.filter(|s| (s.kind() == SymbolKind::Text || is_choice(s.flags())) && !s.is_undefined())
     };
     let mut found: Vec<_> = functions().filter(|s| s.name() == Ok(name)).collect();
     found.sort_by_key(|s| (s.address(), std::cmp::Reverse(s.size())));
@@ -158,17 +159,15 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
             all: names.len(),
         });
     };
+    if found.iter().any(|s| is_choice(s.flags())) {
+        return Err(PlaceError::Chosen(name.to_owned()));
+    }
     if found.len() > 1 {
         return Err(PlaceError::Ambiguous {
             file: shown(),
             function: name.to_owned(),
             n: found.len(),
         });
-    }
-    if let SymbolFlags::Elf { st_info, .. } = symbol.flags()
-        && st_info & 0xf == object::elf::STT_GNU_IFUNC
-    {
-        return Err(PlaceError::Chosen(name.to_owned()));
     }
     let section = symbol
         .section_index()
@@ -194,6 +193,12 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
         offset: in_file + into,
         code: code.to_vec(),
     })
+}
+
+/// Whether the symbol stands for a choice that is made when the program starts.
+fn is_choice(flags: SymbolFlags<SectionIndex, SymbolIndex>) -> bool {
+    matches!(flags, SymbolFlags::Elf { st_info, .. }
+        if st_info & 0xf == object::elf::STT_GNU_IFUNC)
 }
 
 /// Chooses the place in `function` to stop at; with `returns`, one where the return address is
