@@ -23,15 +23,28 @@ fn a_panic_in_each_stage_costs_that_stage_alone() -> Result<()> {
     let tree = get(&agent, "tree")?;
     for stage in STAGES {
         let children = tree["children"].as_array().context("children")?;
-        let node = children.iter().find(|c| c["name"] == stage).context(stage)?;
-        ensure!(node["restarts"] == 1 && node["state"] == "running", "{node}");
+        let node = children
+            .iter()
+            .find(|c| c["name"] == stage)
+            .context(stage)?;
+        ensure!(
+            node["restarts"] == 1 && node["state"] == "running",
+            "{node}"
+        );
         let why = node["last_failure"]["why"].as_str().unwrap_or_default();
         ensure!(why.contains("injected"), "{node}");
     }
     // All that is behind them goes on: ticks come, and the failures are counted.
-    let ticks = || get(&agent, "status").ok().and_then(|s| s["ticks"].as_u64()).unwrap_or_default();
+    let ticks = || {
+        get(&agent, "status")
+            .ok()
+            .and_then(|s| s["ticks"].as_u64())
+            .unwrap_or_default()
+    };
     let began = ticks();
-    until("more ticks", Duration::from_secs(20), || ticks() >= began + 3)?;
+    until("more ticks", Duration::from_secs(20), || {
+        ticks() >= began + 3
+    })?;
     let metrics = http::ask(agent.addr, "/metrics")?.body;
     for stage in STAGES {
         let line = format!("lens_child_restarts_total{{child=\"lens/{stage}\"}} 1");
