@@ -83,19 +83,37 @@ impl Load {
 
     /// Waits until all its threads sleep.
     fn rest(&self) -> Result<()> {
-        let asleep = |tid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{}/task/{tid}/stat", self.pid()));
-            stat.is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('S')))
-        };
         // Looked at one after the other, one may just have woken another: twice, and none ran.
         let mut before = None;
         until("a load that has nothing to do sleeps", PATIENCE, || {
-            let all = self.tids().is_ok_and(|tids| tids.iter().all(asleep));
+            let all = self
+                .tids()
+                .is_ok_and(|tids| self.count('S').is_ok_and(|asleep| asleep == tids.len()));
             let now = self.waited().ok().filter(|_| all);
             let still = now.is_some() && now == before;
             before = now;
             still
         })
+    }
+
+    /// Waits until `threads` of its threads run or wait for a CPU: the first to work may keep the
+    /// others from starting.
+    pub fn all_run(&self, threads: usize) -> Result<()> {
+        until("all threads work", PATIENCE, || {
+            self.count('R').is_ok_and(|running| running >= threads)
+        })
+    }
+
+    /// How many of its threads are in `state`.
+    fn count(&self, state: char) -> Result<usize> {
+        let in_state = |tid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{}/task/{tid}/stat", self.pid()));
+            stat.is_ok_and(|s| {
+                s.rsplit_once(") ")
+                    .is_some_and(|(_, s)| s.starts_with(state))
+            })
+        };
+        Ok(self.tids()?.iter().filter(|tid| in_state(tid)).count())
     }
 
     /// Its threads.

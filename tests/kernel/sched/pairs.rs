@@ -1,14 +1,13 @@
 //! Who ran meanwhile: a victim that never sleeps waits exactly while others run, so their CPU time
 //! is the truth.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread::{park_timeout, scope},
-    time::Duration,
-};
+use std::{thread::park_timeout, time::Duration};
 
-use anyhow::{Context as _, Result};
-use lens_agent::probes::Holder;
+use anyhow::Result;
+use lens_agent::{
+    base::clock::{Clock as _, SystemClock},
+    probes::Holder,
+};
 use lens_tests::{
     cgroup::Cgroup,
     load::{Load, pin},
@@ -144,6 +143,7 @@ fn fifty_waiters_on_one_cpu() -> Result<()> {
     for load in &mut loads {
         load.go()?;
     }
+    loads[1].all_run(50)?;
     // While all fifty burn, 50 or 49 of them wait.
     let mut before = probes.read();
     until("all wait", Duration::from_secs(20), || {
@@ -206,26 +206,22 @@ fn a_wait_that_migrations_split_is_one_wait() -> Result<()> {
     ];
     let (before, truth) = (probes.read(), load.waited()?);
     others.iter_mut().try_for_each(Load::go)?;
-    let tids = load.tids()?;
-    let done = AtomicBool::new(false);
-    let moves = scope(|scope| -> Result<usize> {
-        let mover = scope.spawn(|| -> Result<usize> {
-            let mut moves = 0;
-            while !done.load(Ordering::Relaxed) {
-                for tid in &tids {
-                    pin(*tid, moves % (CPU + 1))?;
-                }
-                moves += 1;
-                park_timeout(Duration::from_micros(500));
-            }
-            Ok(moves)
-        });
-        let worked = load.go().and_then(|()| load.report());
-        done.store(true, Ordering::Relaxed);
-        let moves = mover.join().ok().context("the mover panicked")?;
-        worked?;
-        moves
-    })?;
+    load.go()?;
+    load.all_run(2)?;
+    // Only threads that work: the kernel takes one that it moves while it falls asleep for one
+    // that waits until it wakes.
+    let mut tids = load.tids()?;
+    tids.retain(|tid| *tid != load.pid());
+    let start = SystemClock.now();
+    let mut moves = 0;
+    while SystemClock.now().since(&start) < Duration::from_millis(1500) {
+        moves += 1;
+        for tid in &tids {
+            pin(*tid, moves % (CPU + 1))?;
+        }
+        park_timeout(Duration::from_micros(500));
+    }
+    load.report()?;
     let after = probes.read();
     let seen = between(&before, &after, &cgroups[0])?;
     seen.show(&format!("after {moves} moves"));
