@@ -114,7 +114,7 @@ fn the_values_are_the_defaults() -> Result<()> {
     let text = fs::read_to_string(tools::deploy().join("lens.toml"))?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("lens.toml");
-    let examples = ["token_file", "token_env", "usd_per_day"];
+    let examples = ["probe_log", "token_file", "token_env", "usd_per_day"];
     let (mut lines, mut table) = (Vec::new(), String::new());
     for setting in settings(&text) {
         if setting.table == "[[provider]]" || examples.contains(&setting.key.as_str()) {

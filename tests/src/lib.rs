@@ -57,13 +57,24 @@ pub fn root_or_say_not_run() -> Result<bool> {
 }
 
 /// Waits until `condition` holds, and fails when it still does not after `limit`.
-pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub fn until(what: &str, limit: Duration, condition: impl FnMut() -> bool) -> Result<()> {
+    until_every(Duration::from_millis(1), what, limit, condition)
+}
+
+/// The same, for a condition that takes work to look at: looks every `step` only, so that looking
+/// is not the load that is measured.
+pub fn until_every(
+    step: Duration,
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Result<()> {
     let start = SystemClock.now();
     while !condition() {
         if SystemClock.now().since(&start) > limit {
             bail!("{what}: not within {limit:?}");
         }
-        std::thread::park_timeout(Duration::from_millis(1));
+        std::thread::park_timeout(step);
     }
     Ok(())
 }
