@@ -115,8 +115,8 @@ fn spawn(cgroup: &Cgroup, words: &str) -> Result<Load> {
     Ok(Load(cgroup.spawn(command.stdout(Stdio::null()))?))
 }
 
-/// A healthy service, then `neighbour` beside it; the insight that names it.
-fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
+/// A healthy service, then that many processes of `neighbour` beside it; the insight that names it.
+fn story(name: &str, nice: &str, neighbour: &str, processes: usize) -> Result<Option<Value>> {
     if !root_or_say_not_run()? {
         return Ok(None);
     }
@@ -126,7 +126,9 @@ fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
     let _idle = spawn(&batch, IDLE)?;
     let agent = Agent::start(&format!("{}/*", parent.path()))?;
     agent.learn()?;
-    let _noisy = spawn(&batch, neighbour)?;
+    let _noisy: Vec<Load> = (0..processes)
+        .map(|_| spawn(&batch, neighbour))
+        .collect::<Result<_>>()?;
     until_every(LOOK, "an incident", DETECTED, || agent.has_incident())?;
     let told = until_every(LOOK, "an insight", TOLD, || {
         agent.causes().is_ok_and(|c| !c.is_empty())
@@ -203,7 +205,8 @@ fn a_noisy_neighbour_is_named_with_evidence() -> Result<()> {
     let told = story(
         "story-neighbour",
         "10",
-        "burn --threads 4 --cpu 1 --nice 0 --for 60000",
+        "burn --cpu 1 --nice 0 --for 60000",
+        6,
     )?;
     if let Some(insight) = told {
         assert_eq!(insight["category"], "cpu_contention", "{insight:#}");
@@ -217,6 +220,7 @@ fn a_pinned_ping_pong_is_named_too() -> Result<()> {
         "story-pingpong",
         "0",
         "pingpong --threads 3 --cpu 1 --nice 0 --for 60000",
+        1,
     )?;
     if let Some(insight) = told {
         let category = insight["category"].as_str().unwrap_or_default();
