@@ -5,6 +5,8 @@ mod lifecycle;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod objects;
 #[cfg(test)]
 mod probe_log;

@@ -17,7 +17,10 @@ use lens_agent::{
 };
 use lens_tests::{
     cgroup::{Cgroup, Hierarchy},
-    root_or_say_not_run,
+    commands::{Said, command, said as said_by},
+    http, root_or_say_not_run,
+    running::Running,
+    until,
 };
 
 use crate::objects::Work;
@@ -341,4 +344,52 @@ fn a_closed_process_traces_through_its_child_only() -> Result<()> {
         .context("it could attach by itself")?;
     assert!(itself.contains("not permitted"), "{itself}");
     Ok(())
+}
+
+#[test]
+fn a_running_agent_traces_when_it_is_asked_and_its_skill_shows_it() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("agent-trace")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let state = tempfile::tempdir()?;
+    let agent = Running::start(state.path(), &["--cgroup", cgroup.path()])?;
+    let url = agent.url();
+    let site = format!("{PROGRAM}:traced_push");
+    let words = ["trace", &site, "--agent", "--url", &url, "--json"];
+    let mut client = command(&[&words[..], &["--max-hits", "50"]].concat())?
+        .stdout(Stdio::piped())
+        .spawn()?;
+    while client.try_wait()?.is_none() {
+        process.run("call traced_push 1 1000")?;
+    }
+    let said = client.wait_with_output()?;
+    let traced: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+    ensure!(
+        traced["calls"] == 50 && traced["cgroups"][0]["cgroup"] == cgroup.path(),
+        "{traced}"
+    );
+    // The judge keeps what the skill saw at the next reading.
+    let snapshots = || -> Result<String> {
+        let page = "/api/v1/snapshots?scope=host";
+        Ok(http::ask(agent.addr, page)?.body)
+    };
+    until("the skill shows it", Duration::from_secs(10), || {
+        snapshots().is_ok_and(|page| page.contains("traced_calls_per_sec"))
+    })?;
+    // A client that goes away ends its trace, and another may begin.
+    let mut gone = command(&[&words[..], &["--for", "4m"]].concat())?
+        .stdout(Stdio::null())
+        .spawn()?;
+    let busy = || -> Result<Said> { said_by(&[&words[..], &["--for", "100ms"]].concat()) };
+    until("the first one traces", Duration::from_secs(20), || {
+        busy().is_ok_and(|said| said.err.contains("one at a time"))
+    })?;
+    gone.kill()?;
+    gone.wait()?;
+    until("the next one may", Duration::from_secs(20), || {
+        busy().is_ok_and(|said| said.code == Some(0))
+    })?;
+    process.end()
 }

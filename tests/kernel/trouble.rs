@@ -4,7 +4,12 @@ use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
 
 use lens_agent::{store::Store, telemetry::Telemetry};
 use lens_tests::{
-    cgroup::Cgroup, commands::said, http::ask, root_or_say_not_run, running::Running, sample, until,
+    cgroup::Cgroup,
+    commands::{Said, command_with_btf, said},
+    http::ask,
+    root_or_say_not_run,
+    running::Running,
+    sample, until,
 };
 use serde_json::Value;
 
@@ -157,6 +162,83 @@ fn a_glob_that_matches_nothing_ends_a_snapshot_and_makes_the_agent_wait() {
     .unwrap();
     load.kill().unwrap();
     load.wait().unwrap();
+}
+
+#[test]
+fn a_kernel_without_btf_is_named() {
+    if !root_or_say_not_run().unwrap() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = command_with_btf(None).unwrap();
+    run.args(["run", "--listen", "127.0.0.1:0", "--state-dir"]);
+    let ran = Said::from(run.arg(dir.path()).output().unwrap());
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("CONFIG_DEBUG_INFO_BTF"), "{ran:?}");
+    let mut doctor = command_with_btf(None).unwrap();
+    let told = Said::from(doctor.arg("doctor").output().unwrap());
+    assert_eq!(told.code, Some(1), "a finding: {told:?}");
+    assert!(
+        told.out.contains("CONFIG_DEBUG_INFO_BTF") && told.out.contains("without it"),
+        "{told:?}"
+    );
+}
+
+/// The kernel's types, with one tracepoint called by another name, as on a kernel that does not
+/// have it.
+fn types_without(tracepoint: &str, into: &Path) {
+    let mut types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    let name = format!("\0btf_trace_{tracepoint}\0").into_bytes();
+    let at = types.windows(name.len()).position(|w| w == name).unwrap();
+    types[at + name.len() - 2] = b'_';
+    fs::write(into, types).unwrap();
+}
+
+#[test]
+fn a_probe_that_is_refused_is_named_and_the_others_run() {
+    if !root_or_say_not_run().unwrap() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let types = dir.path().join("vmlinux");
+    types_without("rss_stat", &types);
+    let mut doctor = command_with_btf(Some(&types)).unwrap();
+    let told = Said::from(doctor.arg("doctor").output().unwrap());
+    assert_eq!(told.code, Some(1), "a finding: {told:?}");
+    let failed: Vec<&str> = told
+        .out
+        .lines()
+        .filter(|l| l.starts_with("FAILED"))
+        .collect();
+    assert!(
+        failed.len() == 1 && failed[0].contains("memory") && failed[0].contains("rss_stat"),
+        "{told:?}"
+    );
+    let state = dir.path().join("state");
+    let command = command_with_btf(Some(&types)).unwrap();
+    let agent = Running::start_by(command, &state, &[]).unwrap();
+    let probes = json(agent.addr, "/api/v1/probes");
+    let state_of = |name: &str| {
+        let probe = probes
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["name"] == name);
+        probe.unwrap()["state"].clone()
+    };
+    assert_eq!(state_of("memory"), "refused", "{probes:#}");
+    assert_eq!(state_of("sched"), "attached", "{probes:#}");
+    let missing = json(agent.addr, "/api/v1/status")["quality"]["missing"].to_string();
+    assert!(missing.contains("rss_stat"), "{missing}");
+    let page = ask(agent.addr, "/metrics").unwrap().body;
+    assert!(
+        page.contains("lens_probe_attached{probe=\"memory\"} 0"),
+        "{page}"
+    );
+    // What cannot be seen is absent, not 0.
+    let seen = json(agent.addr, "/api/v1/snapshots?scope=host").to_string();
+    assert!(!seen.contains("page_faults_per_sec"), "{seen}");
+    assert!(seen.contains("runq_wait_ms_per_sec"), "{seen}");
 }
 
 #[test]

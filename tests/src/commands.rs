@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -47,6 +47,22 @@ fn apart(command: &mut Command) -> &mut Command {
         .env("LENS_URL", NOBODY)
         .env("LENS_STATE_DIR", "/no/such/state")
         .stdin(Stdio::null())
+}
+
+/// The binary on a kernel with other types: sees the file `btf` in place of the kernel's own, or
+/// none. In a mount namespace of its own.
+pub fn command_with_btf(btf: Option<&Path>) -> Result<Command> {
+    const HERE: &str = "/sys/kernel/btf";
+    let hide = match btf {
+        Some(file) => format!("mount --bind '{}' {HERE}/vmlinux", file.display()),
+        None => format!("mount -t tmpfs none {HERE}"),
+    };
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    command.arg(format!("{hide} && exec \"$0\" \"$@\""));
+    command.arg(lens()?.get_program());
+    apart(&mut command).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    Ok(command)
 }
 
 /// An address at which nobody listens: the port of a service that has not been seen for decades.

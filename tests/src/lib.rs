@@ -1,11 +1,13 @@
 //! What the suites share: the built binary ([`commands`]) and a running agent ([`running`]), a server
 //! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]), a
-//! workload that knows what it did ([`load`]), and waiting for something to become true.
+//! workload that knows what it did ([`load`]), a model that follows a script ([`provider`]), and
+//! waiting for something to become true.
 
 pub mod cgroup;
 pub mod commands;
 pub mod http;
 pub mod load;
+pub mod provider;
 pub mod running;
 pub mod sample;
 pub mod served;

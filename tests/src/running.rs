@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -62,9 +62,15 @@ impl Running {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
-        let mut command = command(&["run", "--listen", "127.0.0.1:0", "--interval", "500ms"])?;
-        command.arg("--state-dir").arg(state).args(arguments);
+        let mut command = command(&[])?;
         command.envs(environment.iter().copied());
+        Self::start_by(command, state, arguments)
+    }
+
+    /// The same, by a command that runs the binary with the arguments that are added to it.
+    pub fn start_by(mut command: Command, state: &Path, arguments: &[&str]) -> Result<Self> {
+        command.args(["run", "--listen", "127.0.0.1:0", "--interval", "500ms"]);
+        command.arg("--state-dir").arg(state).args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn()?;
         let said = Lines::of(process.stdout.take().context("no stdout")?);

@@ -5,7 +5,8 @@
 //! pair, one at a time, and hands back what it has seen. The child closes itself as the agent does,
 //! but for loading programs and attaching them; it writes nowhere, and it dies with the agent.
 //!
-//! Messages are JSON behind their length.
+//! Messages are JSON behind their length. A trace ends when the child is told to stop, or when its
+//! socket is closed.
 
 use std::{
     io::{self, Read, Write},
@@ -13,7 +14,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -28,6 +29,15 @@ use crate::{
 
 /// The longest message: a reading has at most a few hundred cgroups.
 const LONGEST: u32 = 4 << 20;
+
+/// What the child is told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    Trace(TraceRequest),
+    /// Ends the trace that goes on; nothing where none does.
+    Stop,
+}
 
 /// What the child answers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,21 +90,40 @@ impl Latest {
 #[derive(Debug)]
 pub struct Attacher {
     child: Pid,
-    socket: Mutex<UnixStream>,
+    /// For orders.
+    orders: Mutex<UnixStream>,
+    /// For answers; locked while a trace goes on.
+    answers: Mutex<UnixStream>,
     latest: Latest,
+}
+
+/// Ends the trace that goes on when it is dropped armed.
+struct StopOnDrop<'a> {
+    attacher: &'a Attacher,
+    armed: bool,
+}
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            // A child that cannot be told is gone, and its trace with it.
+            let _ = self.attacher.order(&Order::Stop);
+        }
+    }
 }
 
 impl Attacher {
     /// Forks the child. To be called while the process has one thread, before it is closed.
     pub fn start() -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
+        let orders = ours.try_clone()?;
         let parent = rustix::process::getpid();
         // SAFETY: this process has one thread, so the child is as whole as its parent.
         #[expect(unsafe_code, reason = "no safe wrapper for fork")]
         let pid = unsafe { libc::fork() };
         match Pid::from_raw(pid) {
             None if pid == 0 => {
-                drop(ours);
+                drop((ours, orders));
                 let served = live(parent, theirs);
                 // SAFETY: ends the child without running what belongs to its parent.
                 #[expect(unsafe_code, reason = "no safe wrapper for _exit")]
@@ -104,7 +133,8 @@ impl Attacher {
             }
             Some(child) => Ok(Self {
                 child,
-                socket: Mutex::new(ours),
+                orders: Mutex::new(orders),
+                answers: Mutex::new(ours),
                 latest: Latest::default(),
             }),
             None => Err(io::Error::last_os_error()),
@@ -112,14 +142,54 @@ impl Attacher {
     }
 
     /// Traces, and waits until it is over. One trace at a time.
-    pub fn trace(&self, request: &TraceRequest) -> Result<Arc<FunctionReading>, AttacherError> {
-        let mut socket = match self.socket.try_lock() {
-            Ok(socket) => socket,
-            Err(TryLockError::WouldBlock) => return Err(AttacherError::Busy),
-            Err(TryLockError::Poisoned(socket)) => socket.into_inner(),
+    pub fn trace(&self, request: TraceRequest) -> Result<Arc<FunctionReading>, AttacherError> {
+        self.trace_by(self.free()?, request)
+    }
+
+    /// The same for one who may go away: then the trace ends.
+    pub async fn trace_until_dropped(
+        self: &Arc<Self>,
+        request: TraceRequest,
+    ) -> Result<Arc<FunctionReading>, AttacherError> {
+        let attacher = self.clone();
+        let (began, begins) = tokio::sync::oneshot::channel();
+        // Waits for the child.
+        let tracing = tokio::task::spawn_blocking(move || {
+            let answers = attacher.free()?;
+            // Nobody listens any more: then nobody wants a trace.
+            if began.send(()).is_err() {
+                return Err(AttacherError::Gone(io::ErrorKind::Interrupted.into()));
+            }
+            attacher.trace_by(answers, request)
+        });
+        // Whoever finds another's trace going on must not end that one.
+        let armed = begins.await.is_ok();
+        let mut stop = StopOnDrop {
+            attacher: self,
+            armed,
         };
-        say(&mut *socket, request).map_err(AttacherError::Gone)?;
-        match hear(&mut *socket).map_err(AttacherError::Gone)? {
+        let done = tracing.await;
+        stop.armed = false;
+        done.unwrap_or_else(|why| Err(AttacherError::Gone(io::Error::other(why))))
+    }
+
+    /// The place of who traces, if nobody does.
+    fn free(&self) -> Result<MutexGuard<'_, UnixStream>, AttacherError> {
+        match self.answers.try_lock() {
+            Ok(answers) => Ok(answers),
+            Err(TryLockError::WouldBlock) => Err(AttacherError::Busy),
+            Err(TryLockError::Poisoned(answers)) => Ok(answers.into_inner()),
+        }
+    }
+
+    fn trace_by(
+        &self,
+        mut answers: MutexGuard<'_, UnixStream>,
+        request: TraceRequest,
+    ) -> Result<Arc<FunctionReading>, AttacherError> {
+        self.order(&Order::Trace(request))
+            .map_err(AttacherError::Gone)?;
+        match hear(&mut *answers).map_err(AttacherError::Gone)? {
             Answer::Seen(reading) => {
                 let reading = Arc::new(*reading);
                 self.latest.put(reading.clone());
@@ -127,6 +197,11 @@ impl Attacher {
             }
             Answer::Refused(refused) => Err(refused.into()),
         }
+    }
+
+    fn order(&self, order: &Order) -> io::Result<()> {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        say(&mut *orders, order)
     }
 
     /// Where finished traces are taken up.
@@ -138,7 +213,7 @@ impl Attacher {
 impl Drop for Attacher {
     /// A child that hears the end of its socket ends whatever it does.
     fn drop(&mut self) {
-        let socket = self.socket.get_mut();
+        let socket = self.orders.get_mut();
         let socket = socket.unwrap_or_else(PoisonError::into_inner);
         let _ = socket.shutdown(std::net::Shutdown::Both);
         let _ = rustix::process::waitpid(Some(self.child), WaitOptions::empty());
@@ -157,8 +232,10 @@ fn live(parent: Pid, mut socket: UnixStream) -> io::Result<()> {
     // The agent, which is closed by the same means, says which of them this kernel lacks.
     drop(open);
     loop {
-        let request: TraceRequest = match hear(&mut socket) {
-            Ok(request) => request,
+        let request = match hear(&mut socket) {
+            Ok(Order::Trace(request)) => request,
+            // The trace ended by itself meanwhile.
+            Ok(Order::Stop) => continue,
             Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(why) => return Err(why),
         };

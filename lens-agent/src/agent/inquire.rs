@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::records::{self, BUDGET, BUDGET_ID, NOTIFICATION, SENT};
 use crate::{
-    api::Api,
+    api::{Api, Asked},
     base::clock::Clock,
     config::ConfigError,
     investigate::{
@@ -17,7 +16,7 @@ use crate::{
     },
     llm::{
         Model, Models, ProviderConfig,
-        budget::{Budget, Limits},
+        budget::{Budget, Limits, Refused},
         outbound::{Outbound, SendLog, Sent},
     },
     skills,
@@ -26,139 +25,160 @@ use crate::{
     telemetry::{Event, Telemetry},
 };
 
-/// Incidents that may wait for their turn; the oldest insight stands for those that find no room.
+/// Inquiries that may wait for their turn; the offline insight stands for those that find no room.
 pub(super) const QUEUE: usize = 16;
 /// Sent payloads that are kept.
 const SENT_KEPT: u32 = 500;
 
+/// Incidents that a model is to be asked about.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    /// The incidents, the worst first.
+    pub(crate) scenes: Vec<Scene>,
+    /// Who asked, if it was not the agent itself.
+    pub(crate) asked: Option<Asked>,
+}
+
 /// Asks about one incident at a time.
 #[derive(Debug)]
-pub(super) struct Inquirer {
-    model: Arc<dyn Model>,
+pub(crate) struct Inquirer {
+    models: Models,
     budget: Arc<Mutex<Budget>>,
-    supervisor: Supervisor,
-    clock: Arc<dyn Clock>,
-    store: Arc<Store>,
-    telemetry: Telemetry,
-    api: Api,
-    scenes: tokio::sync::Mutex<mpsc::Receiver<Scene>>,
+    tools: Tools,
 }
 
 /// What an inquirer works with.
 #[derive(Debug)]
-pub(super) struct Tools {
-    pub(super) supervisor: Supervisor,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) store: Arc<Store>,
-    pub(super) telemetry: Telemetry,
-    pub(super) api: Api,
+pub(crate) struct Tools {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) api: Api,
+}
+
+/// Why a model came to no answer.
+#[derive(Debug, thiserror::Error)]
+enum InquiryError {
+    #[error(transparent)]
+    Limit(#[from] Refused),
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("there is no provider `{0}`")]
+    NoProvider(Arc<str>),
 }
 
 impl Inquirer {
     /// Connects the providers; `None` if there are none.
-    pub(super) fn connect(
+    pub(crate) fn connect(
         providers: &[ProviderConfig],
         limits: Limits,
         tools: Tools,
-        scenes: mpsc::Receiver<Scene>,
     ) -> Result<Option<Self>, ConfigError> {
-        let Tools {
-            supervisor,
-            clock,
-            store,
-            telemetry,
-            api,
-        } = tools;
         let log = Arc::new(Log {
-            store: store.clone(),
-            telemetry: telemetry.clone(),
+            store: tools.store.clone(),
+            telemetry: tools.telemetry.clone(),
         });
-        let outbound = Outbound::new(clock.clone(), telemetry.clone(), log);
+        let outbound = Outbound::new(tools.clock.clone(), tools.telemetry.clone(), log);
         let Some(models) = Models::connect(providers, outbound)? else {
             return Ok(None);
         };
         // What earlier runs have spent counts: a restart is no way around the limits.
-        let spent = store.get(BUDGET, BUDGET_ID).ok().flatten();
+        let spent = tools.store.get(BUDGET, BUDGET_ID).ok().flatten();
         let spent = spent
             .and_then(|r| serde_json::from_slice(&r.bytes).ok())
             .unwrap_or_default();
-        let budget = Arc::new(Mutex::new(Budget::new(limits, spent, telemetry.clone())));
-        let model = Arc::new(models);
-        let scenes = tokio::sync::Mutex::new(scenes);
+        let budget = Budget::new(limits, spent, tools.telemetry.clone());
         Ok(Some(Self {
-            model,
-            budget,
-            supervisor,
-            clock,
-            store,
-            telemetry,
-            api,
-            scenes,
+            models,
+            budget: Arc::new(Mutex::new(budget)),
+            tools,
         }))
     }
 
-    /// Asks about each incident that comes, until `stop` is cancelled.
-    pub(super) async fn run(&self, stop: CancellationToken) {
-        let mut scenes = self.scenes.lock().await;
-        loop {
-            let scene = tokio::select! {
-                () = stop.cancelled() => return,
-                scene = scenes.recv() => scene,
+    /// Asks about the incidents of one inquiry; why a model came to no answer, where it did not.
+    pub(crate) async fn work(&self, inquiry: Inquiry, stop: &CancellationToken) -> Vec<String> {
+        let Inquiry { scenes, asked } = inquiry;
+        let mut troubles = Vec::new();
+        let provider = asked.as_ref().and_then(|a| a.request.provider.clone());
+        for scene in scenes {
+            let incident = scene.incident.id.clone();
+            let Err(why) = self.ask(scene, provider.clone(), stop).await else {
+                continue;
             };
-            let Some(scene) = scene else { return };
-            self.ask(scene, &stop).await;
+            // The offline insight stands.
+            if !matches!(why, InquiryError::Failure(Failure::Cancelled)) {
+                tracing::warn!(%incident, %why, "the model came to no insight");
+            }
+            troubles.push(format!(
+                "incident {incident}: the model came to no insight: {why}"
+            ));
         }
+        if let Some(mut asked) = asked {
+            asked.troubles.clone_from(&troubles);
+            asked.end();
+        }
+        troubles
     }
 
-    async fn ask(&self, scene: Scene, stop: &CancellationToken) {
-        // A refusal is counted by the budget itself.
-        let Ok(purse) = Purse::open(self.budget.clone(), self.clock.clone()) else {
-            return;
+    async fn ask(
+        &self,
+        scene: Scene,
+        provider: Option<Arc<str>>,
+        stop: &CancellationToken,
+    ) -> Result<(), InquiryError> {
+        let model: Arc<dyn Model> = match provider {
+            None => Arc::new(self.models.clone()),
+            Some(name) => match self.models.only(&name) {
+                Some(only) => Arc::new(only),
+                None => return Err(InquiryError::NoProvider(name)),
+            },
         };
-        let began = self.clock.now();
+        let clock = &self.tools.clock;
+        // A refusal is counted by the budget itself.
+        let purse = Purse::open(self.budget.clone(), clock.clone())?;
+        let began = clock.now();
         let bench = Bench {
             scene: Arc::new(scene),
-            model: self.model.clone(),
+            model,
             purse: Arc::new(purse),
             skills: skills::REGISTRY,
-            supervisor: self.supervisor.clone(),
-            clock: self.clock.clone(),
+            supervisor: self.tools.supervisor.clone(),
+            clock: clock.clone(),
             cancel: stop.child_token(),
         };
         let outcome = agent_loop::investigate(&bench).await;
         self.keep_budget();
-        match outcome {
-            Ok(outcome) => {
-                let duration = self.clock.now().since(&began);
-                self.publish(&bench.scene, outcome, duration);
-            }
-            Err(Failure::Cancelled | Failure::Refused(_)) => {}
-            // The offline insight stands.
-            Err(why) => {
-                tracing::warn!(incident = %bench.scene.incident.id, %why, "the model came to no insight");
-            }
-        }
+        self.publish(&bench.scene, outcome?, clock.now().since(&began));
+        Ok(())
     }
 
     fn publish(&self, scene: &Scene, outcome: Outcome, duration: std::time::Duration) {
-        let now = self.clock.now().wall;
+        let now = self.tools.clock.now().wall;
         for notification in &outcome.notifications {
             let id = format!("{}/{}", scene.incident.id, notification.id);
             let key = (NOTIFICATION, id.as_str());
-            records::put(&self.store, &self.telemetry, key, now, notification, false);
+            records::put(
+                &self.tools.store,
+                &self.tools.telemetry,
+                key,
+                now,
+                notification,
+                false,
+            );
         }
         let Some(insight) = self.insight(scene, outcome, duration) else {
             return;
         };
-        records::put_insight(&self.store, &self.telemetry, &insight, |id| {
-            self.api.snapshot(id)
+        records::put_insight(&self.tools.store, &self.tools.telemetry, &insight, |id| {
+            self.tools.api.snapshot(id)
         });
-        self.telemetry.emit(Event::InsightProduced {
+        self.tools.telemetry.emit(Event::InsightProduced {
             id: insight.id.to_string(),
             verdict: insight.verdict.as_str().to_owned(),
             strategy: insight.strategy.clone(),
         });
-        self.api.put_insight(insight);
+        self.tools.api.put_insight(insight);
     }
 
     /// The insight that supersedes the offline one, if the conclusion says more than it.
@@ -171,11 +191,18 @@ impl Inquirer {
         let incident = scene.incident.id.clone();
         // The newest that has been told: evidence may have moved on meanwhile.
         let told = self
+            .tools
             .api
             .insights(None, false)
             .into_iter()
             .find(|i| i.incident == incident);
-        agent_loop::insight(scene, outcome, told.as_ref(), self.clock.now().wall, took)
+        agent_loop::insight(
+            scene,
+            outcome,
+            told.as_ref(),
+            self.tools.clock.now().wall,
+            took,
+        )
     }
 
     fn keep_budget(&self) {
@@ -185,10 +212,10 @@ impl Inquirer {
             .unwrap_or_else(PoisonError::into_inner)
             .spent()
             .clone();
-        let now = self.clock.now().wall;
+        let now = self.tools.clock.now().wall;
         records::put(
-            &self.store,
-            &self.telemetry,
+            &self.tools.store,
+            &self.tools.telemetry,
             (BUDGET, BUDGET_ID),
             now,
             &spent,

@@ -4,13 +4,16 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::records::{self, BASELINES, BASELINES_ID, INCIDENT};
+use super::{
+    inquire::Inquiry,
+    records::{self, BASELINES, BASELINES_ID, INCIDENT},
+};
 use crate::{
-    anomaly::{self, Detector, Incident, Incidents, State, Update},
-    api::Api,
+    anomaly::{self, Detector, Incident, State, Update},
+    api::{Api, Asked},
     base::clock::{Clock, Moment},
     history::Tick,
-    investigate::{Desk, Insight, scene::Scene},
+    investigate::{Insight, Strategy, Triage},
     skills::{self, Sample},
     store::Store,
     telemetry::{Event, Refusal, Telemetry},
@@ -21,6 +24,15 @@ const KEEP_BASELINES: Duration = Duration::from_mins(1);
 /// What of earlier runs is taken up again.
 const REMEMBERED: u32 = 1000;
 
+/// Investigations beyond the judge's own.
+#[derive(Debug)]
+pub(super) struct Demands {
+    /// Those that somebody asks for.
+    pub(super) asks: crossbeam_channel::Receiver<Asked>,
+    /// Where incidents go that a model is to be asked about.
+    pub(super) inquiries: Option<mpsc::Sender<Inquiry>>,
+}
+
 /// The stage.
 #[derive(Debug)]
 pub(super) struct Judge {
@@ -28,11 +40,10 @@ pub(super) struct Judge {
     store: Arc<Store>,
     telemetry: Telemetry,
     clock: Arc<dyn Clock>,
-    /// Where incidents go that a model is to be asked about.
-    inquiries: Option<mpsc::Sender<Scene>>,
-    detector: Detector,
-    incidents: Incidents,
-    desk: Desk,
+    demands: Demands,
+    /// Investigations that were asked for and have not begun.
+    asked: Vec<Asked>,
+    triage: Triage,
     before: Option<Arc<Sample>>,
     ticks: u64,
     kept_at: Option<Moment>,
@@ -47,7 +58,7 @@ impl Judge {
         store: Arc<Store>,
         telemetry: Telemetry,
         clock: Arc<dyn Clock>,
-        inquiries: Option<mpsc::Sender<Scene>>,
+        demands: Demands,
     ) -> Self {
         let mut detector = Detector::new(config, skills::metrics());
         match records::remember(&store, REMEMBERED) {
@@ -83,10 +94,9 @@ impl Judge {
             store,
             telemetry,
             clock,
-            inquiries,
-            detector,
-            incidents: Incidents::default(),
-            desk: Desk::default(),
+            demands,
+            asked: Vec::new(),
+            triage: Triage::new(detector),
             before: None,
             ticks: 0,
             kept_at: None,
@@ -104,11 +114,11 @@ impl Judge {
         let snapshots = skills::look_everywhere(self.ticks, sample, &before, skills::REGISTRY);
         let tick = Arc::new(Tick::new(self.ticks, sample.at, elapsed, snapshots));
         self.api.put_tick(tick.clone());
-        let anomalies = self.detector.observe(&tick);
-        for update in self.incidents.update(&anomalies, &tick) {
+        for update in self.triage.observe(&tick) {
             self.tell(&update);
         }
         self.investigate(sample);
+        self.investigate_what_was_asked(sample);
         self.write_incidents(sample.at);
         self.keep_baselines(sample.at);
         self.show(sample, &tick);
@@ -125,41 +135,59 @@ impl Judge {
 
     fn investigate(&mut self, sample: &Arc<Sample>) {
         let ticks = self.api.ticks();
-        let now = self.clock.now();
-        let mut told = Vec::new();
-        for (incident, onset) in self.incidents.active() {
-            let new = self
-                .desk
-                .look(incident, onset, &ticks, &self.detector, sample, now);
-            if let Some((insight, _)) = &new
-                && insight.supersedes.is_none()
-                && let Some(answer) = self.desk.answer(&incident.id)
-                && let Some(inquiries) = &self.inquiries
-            {
-                let scene = Scene {
-                    incident: incident.clone(),
-                    onset,
-                    ticks: ticks.clone(),
-                    ranges: self.detector.freeze(now),
-                    sample: sample.clone(),
-                    answer: answer.clone(),
-                };
-                // A full queue: the offline insight stands, as it does when a limit refuses.
-                if inquiries.try_send(scene).is_err() {
-                    self.telemetry.emit(Event::ModelRefused {
-                        why: Refusal::RateLimit,
-                    });
-                }
-            }
-            told.extend(new);
-        }
-        for (insight, severity) in told {
-            self.incidents
-                .add_insight(&insight.incident, insight.id.clone(), severity);
+        for insight in self.triage.answer(&ticks, sample, self.clock.now()) {
+            let (incident, is_first) = (insight.incident.clone(), insight.supersedes.is_none());
             self.publish(insight);
+            let Some(inquiries) = self.demands.inquiries.as_ref().filter(|_| is_first) else {
+                continue;
+            };
+            let scene = self.triage.scene(&incident, &ticks, sample, None);
+            let inquiry = Inquiry {
+                scenes: scene.into_iter().collect(),
+                asked: None,
+            };
+            // A full queue: the offline insight stands, as it does when a limit refuses.
+            if inquiries.try_send(inquiry).is_err() {
+                self.telemetry.emit(Event::ModelRefused {
+                    why: Refusal::RateLimit,
+                });
+            }
         }
-        let incidents = &self.incidents;
-        self.desk.retain(|id| incidents.get(id).is_some());
+    }
+
+    /// Begins what somebody asked for, once every incident that goes on has its first answer.
+    fn investigate_what_was_asked(&mut self, sample: &Arc<Sample>) {
+        self.asked.extend(self.demands.asks.try_iter());
+        let incidents = self.triage.incidents();
+        if self.asked.is_empty() || incidents.active().any(|(i, _)| i.insights.is_empty()) {
+            return;
+        }
+        let mut open: Vec<&Incident> = incidents.open().map(|(incident, _)| incident).collect();
+        open.sort_by_key(|incident| std::cmp::Reverse(incident.severity));
+        let open: Vec<Arc<str>> = open.iter().map(|incident| incident.id.clone()).collect();
+        let ticks = self.api.ticks();
+        for mut asked in self.asked.drain(..) {
+            asked.incidents.clone_from(&open);
+            let by_model = asked.request.strategy != Strategy::Offline && !open.is_empty();
+            let Some(inquiries) = self.demands.inquiries.as_ref().filter(|_| by_model) else {
+                // Its answers are those of this very tick.
+                asked.end();
+                continue;
+            };
+            let reason = asked.request.reason.clone();
+            let scene = |id: &Arc<str>| self.triage.scene(id, &ticks, sample, reason.clone());
+            let inquiry = Inquiry {
+                scenes: open.iter().filter_map(scene).collect(),
+                asked: Some(asked),
+            };
+            if let Err(refused) = inquiries.try_send(inquiry)
+                && let Some(mut asked) = refused.into_inner().asked
+            {
+                let why = "too many incidents wait for a model already".to_owned();
+                asked.troubles.push(why);
+                asked.end();
+            }
+        }
     }
 
     fn publish(&self, insight: Insight) {
@@ -176,7 +204,7 @@ impl Judge {
 
     /// Writes the incidents that have changed.
     fn write_incidents(&mut self, now: Moment) {
-        for incident in self.incidents.all() {
+        for incident in self.triage.incidents().all() {
             if self.written.get(&incident.id) == Some(incident) {
                 continue;
             }
@@ -192,7 +220,7 @@ impl Judge {
             self.api.put_incident(incident.clone(), at);
             self.written.insert(incident.id.clone(), incident.clone());
         }
-        let incidents = &self.incidents;
+        let incidents = self.triage.incidents();
         self.written.retain(|id, _| incidents.get(id).is_some());
     }
 
@@ -204,15 +232,15 @@ impl Judge {
             return;
         }
         self.kept_at = Some(now);
-        let kept = self.detector.kept(now.wall);
+        let kept = self.triage.detector().kept(now.wall);
         let key = (BASELINES, BASELINES_ID);
         records::put(&self.store, &self.telemetry, key, now.wall, &kept, false);
         records::retain(&self.store, &self.telemetry);
     }
 
     fn show(&self, sample: &Sample, tick: &Tick) {
-        let (series, refused) = self.detector.size();
-        let learned = self.detector.learned(sample.at);
+        let (series, refused) = self.triage.detector().size();
+        let learned = self.triage.detector().learned(sample.at);
         let history = self.api.history_size();
         let mut quality = sample.kernel.quality.clone();
         quality.merge(&sample.host.quality);

@@ -12,13 +12,17 @@ mod closed;
 mod inquire;
 mod judge;
 mod observe;
+mod on_demand;
 mod own;
 pub(crate) mod records;
 
-pub(crate) use self::observe::{Look, watched};
 pub use self::{
     attacher::{Attacher, AttacherError, Refused},
     closed::{close, try_doors},
+};
+pub(crate) use self::{
+    inquire::{Inquirer, Inquiry, Tools},
+    observe::{Look, watched},
 };
 
 use std::{
@@ -28,6 +32,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -36,9 +41,9 @@ use crate::{
         clock::{Clock, SystemClock},
         quality::Quality,
     },
-    config::{Config, ConfigError, Strategy},
+    config::{Config, ConfigError},
     host::{self, HostReader, Root},
-    investigate::scene::Scene,
+    investigate::Strategy,
     outputs::http,
     probes::{self, Probes},
     store::{Store, StoreError},
@@ -90,7 +95,7 @@ pub struct Agent {
     supervisor: Supervisor,
     store: Arc<Store>,
     /// Traces on demand, where it could be started.
-    attacher: Option<Attacher>,
+    attacher: Option<Arc<Attacher>>,
 }
 
 /// Children that are to fail once, separated by commas.
@@ -131,8 +136,6 @@ impl Prepared {
         let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
         give_memory_back();
-        // Not before: reading the kernel's types would take the CPU away from those who need it.
-        take_weight();
         close(&config.state_dir, &mut quality);
         Ok(Self {
             config,
@@ -146,14 +149,15 @@ impl Prepared {
     }
 }
 
-/// Beside a greedy neighbour the agent would starve as its victims do: it gets the most weight
-/// that a normal task can have; threads made later inherit it. They sleep nearly all the time.
+/// Beside a greedy neighbour a stage would starve as its victims do: it gets the most weight that
+/// a normal task can have. It sleeps nearly all the time. Who answers requests does not get it:
+/// then whoever asks much would starve others.
 fn take_weight() {
-    // SAFETY: takes numbers only; 0 is the calling thread, the only one.
+    // SAFETY: takes numbers only; 0 is the calling thread.
     #[expect(unsafe_code, reason = "no safe wrapper for niceness")]
     let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     if set != 0 {
-        tracing::warn!("cannot raise the agent's weight: readings may come late on a busy host");
+        tracing::warn!("cannot raise a stage's weight: readings may come late on a busy host");
     }
 }
 
@@ -215,7 +219,7 @@ impl Agent {
             listening,
             supervisor,
             store,
-            attacher,
+            attacher: attacher.map(Arc::new),
         };
         agent.observe(&config, clock, probes, host)?;
         let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
@@ -257,34 +261,43 @@ impl Agent {
     ) -> Result<(), ConfigError> {
         let (readings, kernel) = crossbeam_channel::bounded(observe::QUEUE);
         let (samples, judged) = crossbeam_channel::bounded(observe::QUEUE);
-        let (inquiries, scenes) = tokio::sync::mpsc::channel(inquire::QUEUE);
-        let inquiries = self
-            .inquire(config, clock.clone(), scenes)?
-            .then_some(inquiries);
+        let (asks, asked) = crossbeam_channel::bounded(on_demand::QUEUE);
+        let inquiries = self.inquire(config, clock.clone())?;
+        let providers = config.providers.iter().map(|p| p.name.clone());
+        self.api.set_on_demand(Arc::new(on_demand::OnDemand {
+            providers: providers.filter(|_| inquiries.is_some()).collect(),
+            asks,
+            attacher: self.attacher.clone(),
+        }));
         let judge = judge::Judge::new(
             config.anomaly.clone(),
             self.api.clone(),
             self.store.clone(),
             self.telemetry.clone(),
             clock.clone(),
-            inquiries,
+            judge::Demands {
+                asks: asked,
+                inquiries,
+            },
         );
         let judge = Shared::new(judge);
         self.supervisor
             .blocking_child(Spec::permanent("judge"), move |token| {
+                take_weight();
                 observe::each(&token, &judged, |sample| judge.lock().look(&sample));
                 Ok::<(), io::Error>(())
             });
         let stage = Shared::new(observe::Host::new(host, self.telemetry.clone()));
         self.supervisor
             .blocking_child(Spec::permanent("host"), move |token| {
+                take_weight();
                 observe::each(&token, &kernel, |reading| {
                     // A full queue means that the judge is behind; the next sample covers the time.
                     let _ = samples.try_send(stage.lock().read(reading));
                 });
                 Ok::<(), io::Error>(())
             });
-        let traces = self.attacher.as_ref().map(Attacher::latest);
+        let traces = self.attacher.as_ref().map(|attacher| attacher.latest());
         let stage = observe::Kernel::new(
             probes,
             traces.unwrap_or_default(),
@@ -295,6 +308,7 @@ impl Agent {
         let interval = config.interval;
         self.supervisor
             .blocking_child(Spec::permanent("probes"), move |token| {
+                take_weight();
                 observe::on_time(&token, interval, &*clock, |now| {
                     let _ = readings.try_send(stage.lock().read(now));
                 });
@@ -303,36 +317,47 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether models are asked; starts the stage that does.
+    /// Starts the stage that asks models; where to ask it, if there is any to be asked.
     fn inquire(
         &self,
         config: &Config,
         clock: Arc<dyn Clock>,
-        scenes: tokio::sync::mpsc::Receiver<Scene>,
-    ) -> Result<bool, ConfigError> {
+    ) -> Result<Option<mpsc::Sender<Inquiry>>, ConfigError> {
         if config.strategy == Strategy::Offline {
-            return Ok(false);
+            return Ok(None);
         }
         let group = self.supervisor.group("investigations");
-        let tools = inquire::Tools {
+        let tools = Tools {
             supervisor: group.clone(),
             clock,
             store: self.store.clone(),
             telemetry: self.telemetry.clone(),
             api: self.api.clone(),
         };
-        let inquirer = inquire::Inquirer::connect(&config.providers, config.budget, tools, scenes)?;
-        let Some(inquirer) = inquirer.map(Arc::new) else {
-            return Ok(false);
+        let Some(inquirer) = Inquirer::connect(&config.providers, config.budget, tools)? else {
+            return Ok(None);
         };
+        let (inquiries, waiting) = mpsc::channel(inquire::QUEUE);
+        let stage = Arc::new((inquirer, tokio::sync::Mutex::new(waiting)));
         group.child(Spec::permanent("coordinator"), move |token| {
-            let inquirer = inquirer.clone();
+            let stage = stage.clone();
             async move {
-                inquirer.run(token).await;
-                Ok::<(), io::Error>(())
+                let (inquirer, waiting) = &*stage;
+                let mut waiting = waiting.lock().await;
+                loop {
+                    let inquiry = tokio::select! {
+                        () = token.cancelled() => return Ok::<(), io::Error>(()),
+                        inquiry = waiting.recv() => inquiry,
+                    };
+                    let Some(inquiry) = inquiry else {
+                        return Ok(());
+                    };
+                    // Each is logged, and told to who asked.
+                    let _ = inquirer.work(inquiry, &token).await;
+                }
             }
         });
-        Ok(true)
+        Ok(Some(inquiries))
     }
 
     /// Runs until `stop` is cancelled, then ends everything.

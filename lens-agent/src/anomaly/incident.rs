@@ -180,9 +180,9 @@ impl Incidents {
         self.all().find(|i| &*i.id == id)
     }
 
-    /// The open ones.
-    pub fn open(&self) -> impl Iterator<Item = &Incident> {
-        self.open.iter().map(|t| &t.incident)
+    /// The open ones, with their estimated onsets.
+    pub fn open(&self) -> impl Iterator<Item = (&Incident, Moment)> {
+        self.open.iter().map(|t| (&t.incident, t.onset))
     }
 
     /// Open and lately closed ones.
@@ -516,6 +516,7 @@ mod tests {
         let first = world
             .incidents
             .open()
+            .map(|(incident, _)| incident)
             .find(|i| i.series.len() == 3)
             .unwrap();
         assert_eq!(first.severity, Severity::Warning);

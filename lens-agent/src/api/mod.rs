@@ -2,18 +2,24 @@
 //!
 //! The agent writes into it, the outputs read from it. Its JSON shapes are a promise.
 
+mod investigation;
+mod on_demand;
 mod since;
+mod traced;
 mod view;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use jiff::Timestamp;
 
 pub use self::{
+    investigation::{Asked, Investigation, InvestigationRequest, Progress},
+    on_demand::{OnDemand, Refused, Tracing},
     since::{SinceError, since},
+    traced::{Bar, Caller, Traced},
     view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus},
 };
 use crate::{
@@ -24,6 +30,7 @@ use crate::{
     },
     history::{History, Tick},
     investigate::Insight,
+    probes::TraceRequest,
     skills,
     supervise::{Node, Supervisor},
     telemetry::{CounterValue, Telemetry},
@@ -31,6 +38,9 @@ use crate::{
 
 /// Incidents and insights kept in memory; older ones are in the store.
 const KEPT: usize = 1000;
+
+/// Investigations kept that somebody asked for.
+const INVESTIGATIONS: usize = 100;
 
 /// The view. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -40,6 +50,7 @@ pub struct Api(Arc<Inner>);
 struct Inner {
     telemetry: Telemetry,
     supervisor: Supervisor,
+    on_demand: OnceLock<Arc<dyn OnDemand>>,
     state: RwLock<State>,
 }
 
@@ -47,6 +58,8 @@ struct Inner {
 struct State {
     incidents: BTreeMap<Arc<str>, (Timestamp, Incident)>,
     insights: BTreeMap<Arc<str>, Insight>,
+    investigations: BTreeMap<Arc<str>, Investigation>,
+    asked: u64,
     history: History,
     status: Status,
     probes: Vec<ProbeStatus>,
@@ -59,6 +72,7 @@ impl Api {
         Self(Arc::new(Inner {
             telemetry,
             supervisor,
+            on_demand: OnceLock::new(),
             state: RwLock::default(),
         }))
     }
@@ -103,7 +117,85 @@ impl Api {
         self.write().targets = targets;
     }
 
+    /// Who does what is asked for; the first that is named stays.
+    pub fn set_on_demand(&self, agent: Arc<dyn OnDemand>) {
+        // Named twice only by a mistake in the agent.
+        let _ = self.0.on_demand.set(agent);
+    }
+
+    /// An investigation is over.
+    fn investigated(&self, id: &str, incidents: Vec<Arc<str>>, troubles: Vec<String>) {
+        let newest = self.insights(None, false);
+        let answers = newest.iter().filter(|i| incidents.contains(&i.incident));
+        let insights = answers.map(|i| i.id.clone()).collect();
+        if let Some(investigation) = self.write().investigations.get_mut(id) {
+            investigation.progress = Progress::Done;
+            investigation.incidents = incidents;
+            investigation.insights = insights;
+            investigation.troubles = troubles;
+        }
+    }
+
+    // What can be asked for.
+
+    /// Asks for an investigation.
+    pub fn investigate(
+        &self,
+        request: InvestigationRequest,
+        now: Timestamp,
+    ) -> Result<Investigation, Refused> {
+        let agent = self.on_demand()?;
+        let investigation = {
+            let mut state = self.write();
+            state.asked += 1;
+            let id = format!("{:x}-{}", now.as_millisecond(), state.asked);
+            let investigation = Investigation {
+                id: id.into(),
+                asked_at: now,
+                request,
+                progress: Progress::Running,
+                incidents: Vec::new(),
+                insights: Vec::new(),
+                troubles: Vec::new(),
+            };
+            let all = &mut state.investigations;
+            all.insert(investigation.id.clone(), investigation.clone());
+            while all.len() > INVESTIGATIONS {
+                all.pop_first();
+            }
+            investigation
+        };
+        let asked = Asked::new(self.clone(), &investigation);
+        if let Err(why) = agent.investigate(asked) {
+            self.write().investigations.remove(&investigation.id);
+            return Err(why);
+        }
+        Ok(investigation)
+    }
+
+    /// Traces a function; dropping the future ends the trace.
+    pub async fn trace(&self, request: TraceRequest) -> Result<Traced, Refused> {
+        let reading = self.on_demand()?.trace(request).await?;
+        Ok(Traced::from(&*reading))
+    }
+
+    fn on_demand(&self) -> Result<&Arc<dyn OnDemand>, Refused> {
+        let starting = || Refused::Busy("the agent is starting; ask again".to_owned());
+        self.0.on_demand.get().ok_or_else(starting)
+    }
+
     // What everybody reads.
+
+    /// Investigations that were asked for, newest first.
+    pub fn investigations(&self) -> Vec<Investigation> {
+        let state = self.read();
+        state.investigations.values().rev().cloned().collect()
+    }
+
+    /// One of them.
+    pub fn investigation(&self, id: &str) -> Option<Investigation> {
+        self.read().investigations.get(id).cloned()
+    }
 
     /// Incidents that changed at `since` or later, newest first.
     pub fn incidents(&self, since: Option<Timestamp>) -> Vec<Incident> {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod metric;
+pub mod names;
 pub mod quality;
 pub mod ring;
 pub mod scope;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use reqwest::{Url, redirect};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Trouble, out::note};
 use crate::{
@@ -142,7 +142,7 @@ impl Agent {
         path: &str,
         query: &[(&str, String)],
     ) -> Result<T, Trouble> {
-        let url = format!("{}/api/v1/{path}", self.url);
+        let url = self.page(path);
         let pairs: Vec<String> = query
             .iter()
             .map(|(k, v)| format!("{k}={}", encode(v)))
@@ -152,11 +152,34 @@ impl Agent {
         } else {
             format!("{url}?{}", pairs.join("&"))
         };
+        self.answer(&url, self.client.get(full)).await
+    }
+
+    /// Tells the agent to do something, and waits for its answer, at most `within`.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        within: Duration,
+    ) -> Result<T, Trouble> {
+        let url = self.page(path);
+        let request = self.client.post(&url).json(body).timeout(within);
+        self.answer(&url, request).await
+    }
+
+    fn page(&self, path: &str) -> String {
+        format!("{}/api/v1/{path}", self.url)
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        mut request: reqwest::RequestBuilder,
+    ) -> Result<T, Trouble> {
         let trouble = |why: String| Trouble::Answer {
-            url: url.clone(),
+            url: url.to_owned(),
             why,
         };
-        let mut request = self.client.get(full);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.reveal());
         }
@@ -174,6 +197,10 @@ impl Agent {
                 Ok(Problem { error }) => error,
                 Err(_) => "is this the address of an agent?".to_owned(),
             };
+            // It understood, and says what is wrong with the request.
+            if status == reqwest::StatusCode::BAD_REQUEST {
+                return Err(Trouble::Usage(why));
+            }
             return Err(trouble(format!("{status}: {why}")));
         }
         serde_json::from_slice(&body)

@@ -1,6 +1,4 @@
-//! Lists: `lens skills`, `probes`, `targets`, `config`, `agent`.
-
-use std::path::PathBuf;
+//! Lists: `lens skills`, `probes`, `targets`, `agent tree`.
 
 use super::{
     Outcome, Trouble,
@@ -9,7 +7,6 @@ use super::{
 };
 use crate::{
     api::{ProbeState, ProbeStatus, TargetStatus, skill_infos},
-    config::Settings,
     supervise::Node,
 };
 
@@ -135,25 +132,6 @@ impl Targets {
             let rows = targets.into_iter().map(row).collect();
             out.table(&[words("cgroup"), numbers("id")], rows)?;
         }
-        Ok(Outcome::Fine)
-    }
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum ConfigCommand {
-    /// Whether the settings make sense
-    Check {
-        /// The file
-        #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
-        config: Option<PathBuf>,
-    },
-}
-
-impl ConfigCommand {
-    pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let Self::Check { config } = self;
-        Settings::from_file(config.as_deref())?.resolve()?;
-        out.line("the settings make sense")?;
         Ok(Outcome::Fine)
     }
 }

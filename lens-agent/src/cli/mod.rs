@@ -1,6 +1,7 @@
 //! The command line: parses, runs a command, and turns its outcome into an exit code.
 
 mod ask;
+mod config;
 mod doctor;
 mod found;
 mod investigate;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use self::{out::Out, run::Run, trouble::Trouble};
-use crate::agent::Prepared;
+use crate::{agent::Prepared, base::names::resolve_without_modules};
 
 /// Counts in the kernel who waits for what and because of whom, and explains what is not normal.
 #[derive(Debug, Parser)]
@@ -55,9 +56,8 @@ enum Other {
     Probes(list::Probes),
     /// The cgroups that are watched
     Targets(list::Targets),
-    /// The settings
-    #[command(subcommand)]
-    Config(list::ConfigCommand),
+    /// The settings that hold
+    Config(Box<config::Config>),
     /// The agent itself
     #[command(subcommand)]
     Agent(list::AgentCommand),
@@ -85,6 +85,7 @@ const USAGE: u8 = 64;
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    resolve_without_modules();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

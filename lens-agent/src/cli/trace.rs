@@ -4,25 +4,24 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
-use lens_common::hist::Hist;
 use rustix::event::{EventfdFlags, eventfd};
-use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Outcome, Trouble,
+    ask::Ask,
     out::{Out, number, numbers, words},
     run::need_root,
 };
 use crate::{
     agent,
-    base::quality::Quality,
+    api::{Caller, Traced},
     config::Span,
     host::{HostReader, Root},
-    probes::{self, Ended, FunctionCalls, FunctionReading, Timing, TraceRequest, prologue::Place},
-    skills::quantile_us,
+    probes::{self, Ended, Timing, TraceRequest},
 };
 
 /// Counts and times the calls of one function of a program or library, whoever runs it, with one
@@ -56,10 +55,18 @@ pub(super) struct Trace {
     /// Trace where each call costs 20 to 30 µs, if there is no better place
     #[arg(long)]
     single_step: bool,
+    /// Let the running agent trace: its skill `tracer` then shows the calls
+    #[arg(long)]
+    agent: bool,
     /// JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ask: Ask,
 }
+
+/// What an agent may take beyond the time of the trace.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// `FILE:FUNCTION`. The first colon after which the file exists; both may have others.
 #[derive(Clone, Debug)]
@@ -89,8 +96,24 @@ impl FromStr for Site {
 
 impl Trace {
     pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        need_root()?;
         let json = self.json;
+        let traced = if self.agent {
+            let agent = self.ask.agent().await?;
+            let longest = self.span.0 + ANSWER;
+            agent.post("trace", &self.request(), longest).await?
+        } else {
+            self.trace().await?
+        };
+        if json {
+            out.json(&traced)?;
+        } else {
+            show(out, &traced)?;
+        }
+        Ok(Outcome::Fine)
+    }
+
+    async fn trace(self) -> Result<Traced, Trouble> {
+        need_root()?;
         let request = self.request();
         let reader = HostReader::new(Root::default())?;
         let watched = agent::watched(&reader)?;
@@ -101,26 +124,21 @@ impl Trace {
             probes::trace(&request, &watched, stopped.as_fd(), |_| {})
         });
         let reading = until_signal(tracing, &stop).await??;
-        if json {
-            out.json(&Shown::of(&reading))?;
-        } else {
-            show(out, &reading)?;
-        }
-        Ok(Outcome::Fine)
+        Ok(Traced::from(&reading))
     }
 
-    fn request(self) -> TraceRequest {
+    fn request(&self) -> TraceRequest {
         let timing = match (self.returns, self.no_returns) {
             (true, _) => Timing::Always,
             (_, true) => Timing::Never,
             _ => Timing::IfCheap,
         };
         TraceRequest {
-            file: self.function.file,
-            function: self.function.function,
+            file: self.function.file.clone(),
+            function: self.function.function.clone(),
             span: self.span.0,
             max_hits: self.max_hits,
-            cgroups: self.cgroup,
+            cgroups: self.cgroup.clone(),
             timing,
             single_step: self.single_step,
         }
@@ -145,121 +163,8 @@ async fn until_signal<T>(work: tokio::task::JoinHandle<T>, stop: &OwnedFd) -> Re
     }
 }
 
-/// What `--json` shows.
-#[derive(Serialize)]
-struct Shown<'a> {
-    file: &'a Path,
-    function: &'a str,
-    place: &'a Place,
-    timed: bool,
-    elapsed_ms: f64,
-    ended: Ended,
-    calls: u64,
-    calls_per_sec: f64,
-    overshoot: u64,
-    traps: u64,
-    cgroups: Vec<Caller<'a>>,
-    nested: u64,
-    too_deep: u64,
-    missing_returns: u64,
-    under_way: u64,
-    quality: &'a Quality,
-}
-
-/// The calls of one cgroup.
-#[derive(Serialize)]
-struct Caller<'a> {
-    cgroup: &'a str,
-    calls: u64,
-    calls_per_sec: f64,
-    returns: u64,
-    mean_us: Option<f64>,
-    p50_us: Option<f64>,
-    p99_us: Option<f64>,
-    max_us: Option<f64>,
-    histogram: Vec<Bar>,
-}
-
-/// Calls that took from `from_us` up to, not including, `to_us`.
-#[derive(Serialize)]
-struct Bar {
-    from_us: f64,
-    to_us: f64,
-    calls: u64,
-}
-
-impl<'a> Shown<'a> {
-    fn of(reading: &'a FunctionReading) -> Self {
-        let mut cgroups: Vec<Caller<'_>> = reading
-            .cgroups
-            .iter()
-            .map(|(cgroup, calls)| Caller::of(cgroup, calls, reading))
-            .collect();
-        cgroups.sort_by_key(|caller| std::cmp::Reverse(caller.calls));
-        Self {
-            file: &reading.file,
-            function: &reading.function,
-            place: &reading.place,
-            timed: reading.timed,
-            elapsed_ms: reading.elapsed.as_secs_f64() * 1e3,
-            ended: reading.ended,
-            calls: reading.calls,
-            calls_per_sec: reading.per_sec(reading.calls),
-            overshoot: reading.overshoot,
-            traps: reading.traps,
-            cgroups,
-            nested: reading.nested,
-            too_deep: reading.deep,
-            missing_returns: reading.missing,
-            under_way: reading.under_way,
-            quality: &reading.quality,
-        }
-    }
-}
-
-impl<'a> Caller<'a> {
-    fn of(cgroup: &'a str, calls: &FunctionCalls, reading: &FunctionReading) -> Self {
-        let any = calls.returns != 0;
-        let max_us = calls.max_ns as f64 / 1e3;
-        // A bucket's upper end may lie above the longest call.
-        let quantile = |q| quantile_us(&calls.hist, q).map(|us| us.min(max_us));
-        Self {
-            cgroup,
-            calls: calls.calls,
-            calls_per_sec: reading.per_sec(calls.calls),
-            returns: calls.returns,
-            mean_us: any.then(|| calls.total_ns as f64 / calls.returns as f64 / 1e3),
-            p50_us: quantile(0.5),
-            p99_us: quantile(0.99),
-            max_us: any.then_some(max_us),
-            histogram: bars(&calls.hist),
-        }
-    }
-}
-
-/// From the first bucket that holds calls to the last.
-fn bars(hist: &Hist) -> Vec<Bar> {
-    let first = hist.iter().position(|n| *n != 0).unwrap_or(hist.len());
-    let last = hist.iter().rposition(|n| *n != 0).map_or(0, |at| at + 1);
-    let edge = |at: usize| {
-        if at == 0 {
-            0.0
-        } else {
-            (1_u64 << at) as f64 / 1e3
-        }
-    };
-    (first..last)
-        .map(|at| Bar {
-            from_us: edge(at),
-            to_us: edge(at + 1),
-            calls: hist[at],
-        })
-        .collect()
-}
-
-fn show(out: &mut Out, reading: &FunctionReading) -> Result<(), Trouble> {
-    let shown = Shown::of(reading);
-    let ended = match reading.ended {
+fn show(out: &mut Out, traced: &Traced) -> Result<(), Trouble> {
+    let ended = match traced.ended {
         Ended::Time => "the time was over",
         Ended::Hits => "enough calls",
         Ended::Hot => "the function became too hot to trace",
@@ -267,22 +172,22 @@ fn show(out: &mut Out, reading: &FunctionReading) -> Result<(), Trouble> {
     };
     out.line(format!(
         "{}:{}  at +{} ({}){}",
-        reading.file.display(),
-        reading.function,
-        reading.place.skipped,
-        reading.place.instruction,
-        if reading.timed { "" } else { ", calls only" },
+        traced.file.display(),
+        traced.function,
+        traced.place.skipped,
+        traced.place.instruction,
+        if traced.timed { "" } else { ", calls only" },
     ))?;
     out.line(format!(
         "{} calls in {:.3} s, {} a second; {ended}",
-        reading.calls,
-        reading.elapsed.as_secs_f64(),
-        number(shown.calls_per_sec)
+        traced.calls,
+        traced.elapsed_ms / 1e3,
+        number(traced.calls_per_sec)
     ))?;
     let us = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
-    let rows = shown.cgroups.iter().map(|c| {
+    let rows = traced.cgroups.iter().map(|c| {
         vec![
-            c.cgroup.to_owned(),
+            c.cgroup.clone(),
             c.calls.to_string(),
             number(c.calls_per_sec),
             us(c.p50_us),
@@ -298,32 +203,32 @@ fn show(out: &mut Out, reading: &FunctionReading) -> Result<(), Trouble> {
         numbers("p99 us"),
         numbers("max us"),
     ];
-    if !shown.cgroups.is_empty() {
+    if !traced.cgroups.is_empty() {
         out.table(&head, rows.collect())?;
     }
-    for caller in &shown.cgroups {
+    for caller in &traced.cgroups {
         histogram(out, caller)?;
     }
     let notes = [
-        (reading.overshoot, "calls came after the last that counts"),
-        (reading.nested, "calls were made within another one"),
-        (reading.deep, "of them too deep to be timed"),
+        (traced.overshoot, "calls came after the last that counts"),
+        (traced.nested, "calls were made within another one"),
+        (traced.too_deep, "of them too deep to be timed"),
         (
-            reading.missing,
+            traced.missing_returns,
             "returns were jumped over (longjmp, an exception)",
         ),
-        (reading.under_way, "calls were still under way at the end"),
+        (traced.under_way, "calls were still under way at the end"),
     ];
     for (n, what) in notes.iter().filter(|(n, _)| *n != 0) {
         out.line(format!("{n} {what}"))?;
     }
-    for (map, n) in &reading.quality.lost {
+    for (map, n) in &traced.quality.lost {
         out.line(format!("lost: {n} events of {map}"))?;
     }
     Ok(())
 }
 
-fn histogram(out: &mut Out, caller: &Caller<'_>) -> Result<(), Trouble> {
+fn histogram(out: &mut Out, caller: &Caller) -> Result<(), Trouble> {
     const WIDE: f64 = 40.0;
     let Some(most) = caller.histogram.iter().map(|bar| bar.calls).max() else {
         return Ok(());
@@ -367,21 +272,5 @@ mod tests {
                 "{bad}"
             );
         }
-    }
-
-    #[test]
-    fn bars_go_from_the_first_call_to_the_last() {
-        let mut hist = Hist::default();
-        hist[0] = 1;
-        hist[2] = 3;
-        let found: Vec<_> = bars(&hist)
-            .iter()
-            .map(|b| (b.from_us, b.to_us, b.calls))
-            .collect();
-        assert_eq!(
-            found,
-            [(0.0, 0.002, 1), (0.002, 0.004, 0), (0.004, 0.008, 3)]
-        );
-        assert!(bars(&Hist::default()).is_empty());
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fmt, fs, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     anomaly,
+    investigate::Strategy,
     llm::{self, ProviderConfig, budget::Limits},
     outputs::http::{self, Token, TokenError},
     probes,
@@ -68,19 +69,6 @@ impl Serialize for Span {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// How an investigation runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// By code at once; where a provider is configured, by a model too.
-    #[default]
-    Auto,
-    /// By code only.
-    Offline,
-    /// By code at once, and by a model; an error without a provider.
-    AgentLoop,
 }
 
 /// What can be set.
@@ -190,6 +178,8 @@ pub enum ConfigError {
     TwoTokens,
 }
 
+const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9700));
+const EVERY: Span = Span(Duration::from_secs(5));
 /// Readings closer than this cost more than they tell; further apart, incidents are missed.
 const INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_mins(5);
@@ -259,6 +249,25 @@ impl Settings {
         }
     }
 
+    /// These, and the defaults where they say nothing.
+    #[must_use]
+    pub fn complete(self) -> Self {
+        let probes::Config {
+            syscalls, memory, ..
+        } = probes::Config::default();
+        self.over(Self {
+            listen: Some(LISTEN),
+            interval: Some(EVERY),
+            learn: Some(Span(anomaly::Config::default().learn)),
+            strategy: Some(Strategy::default()),
+            state_dir: Some(PathBuf::from(STATE_DIR)),
+            syscalls_time_one_in: Some(syscalls.time_one_in),
+            fault_stack_one_in: Some(memory.fault_stack_one_in),
+            budget: Some(Limits::default()),
+            ..Self::default()
+        })
+    }
+
     /// With every default filled in, and checked.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let known: Vec<&str> = probes::REGISTRY.iter().map(|d| d.name).collect();
@@ -270,7 +279,7 @@ impl Settings {
                 });
             }
         }
-        let interval = self.interval.unwrap_or(Span(Duration::from_secs(5)));
+        let interval = self.interval.unwrap_or(EVERY);
         if !INTERVAL.contains(&interval.0) {
             return Err(ConfigError::Interval(interval));
         }
@@ -285,34 +294,32 @@ impl Settings {
         if strategy == Strategy::AgentLoop && self.provider.is_empty() {
             return Err(ConfigError::NoProvider);
         }
-        let learn = self.learn.map_or(anomaly::Config::default().learn, |l| l.0);
+        let mut probes = probes::Config {
+            globs: probes::Globs::new(&self.cgroup)?,
+            only: self.probe,
+            without: self.no_probe,
+            log: self.probe_log,
+            ..probes::Config::default()
+        };
+        if let Some(time_one_in) = self.syscalls_time_one_in {
+            probes.syscalls.time_one_in = time_one_in;
+        }
+        if let Some(one_in) = self.fault_stack_one_in {
+            probes.memory.fault_stack_one_in = one_in;
+        }
+        let mut anomaly = anomaly::Config::default();
+        if let Some(learn) = self.learn {
+            anomaly.learn = learn.0;
+        }
         Ok(Config {
-            probes: probes::Config {
-                globs: probes::Globs::new(&self.cgroup)?,
-                only: self.probe,
-                without: self.no_probe,
-                log: self.probe_log,
-                syscalls: self
-                    .syscalls_time_one_in
-                    .map_or_else(Default::default, |time_one_in| probes::syscalls::Config {
-                        time_one_in,
-                    }),
-                memory: self.fault_stack_one_in.map_or_else(Default::default, |n| {
-                    probes::memory::Config {
-                        fault_stack_one_in: n,
-                    }
-                }),
-                ..probes::Config::default()
-            },
-            anomaly: anomaly::Config { learn },
+            probes,
+            anomaly,
             http: http::Config {
                 token,
                 hosts: self.allowed_host,
             },
             interval: interval.0,
-            listen: self
-                .listen
-                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9700))),
+            listen: self.listen.unwrap_or(LISTEN),
             strategy,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             providers: self.provider,

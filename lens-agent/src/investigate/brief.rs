@@ -20,6 +20,9 @@ pub fn render(scene: &Scene) -> String {
         "Incident {} opened at {}.",
         scene.incident.id, scene.incident.opened_at
     ));
+    if let Some(reason) = &scene.reason {
+        line(format!("Somebody asks because: {reason}"));
+    }
     line("What left its range, in order of onset:".to_owned());
     let mut series: Vec<_> = scene.incident.series.iter().collect();
     series.sort_by_key(|s| s.since);

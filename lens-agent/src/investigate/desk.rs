@@ -33,14 +33,14 @@ struct Watch {
 
 /// The open investigations.
 #[derive(Debug, Default)]
-pub struct Desk {
+pub(super) struct Desk {
     watches: BTreeMap<Arc<str>, Watch>,
 }
 
 impl Desk {
     /// Investigates an incident that was anomalous at the newest of `ticks`; an insight if there
     /// is something new to tell.
-    pub fn look(
+    pub(super) fn look(
         &mut self,
         incident: &Incident,
         onset: Moment,
@@ -85,12 +85,12 @@ impl Desk {
     }
 
     /// The newest answer about an incident.
-    pub fn answer(&self, incident: &str) -> Option<&Answer> {
+    pub(super) fn answer(&self, incident: &str) -> Option<&Answer> {
         self.watches.get(incident)?.last.as_ref()
     }
 
     /// Forgets incidents that are over.
-    pub fn retain(&mut self, open: impl Fn(&str) -> bool) {
+    pub(super) fn retain(&mut self, open: impl Fn(&str) -> bool) {
         self.watches.retain(|id, _| open(id));
     }
 }

@@ -15,9 +15,13 @@ pub mod insight;
 pub mod mechanisms;
 pub mod offline;
 pub mod scene;
+mod strategy;
+mod triage;
 mod words;
 
 #[cfg(test)]
 pub(crate) mod world;
 
-pub use self::{case::Case, category::Category, desk::Desk, insight::Insight};
+pub use self::{
+    case::Case, category::Category, insight::Insight, strategy::Strategy, triage::Triage,
+};

@@ -25,6 +25,8 @@ pub struct Scene {
     pub sample: Arc<Sample>,
     /// What code alone makes of it.
     pub answer: Answer,
+    /// Why somebody asked, if it was not the agent itself.
+    pub reason: Option<Arc<str>>,
 }
 
 impl Scene {

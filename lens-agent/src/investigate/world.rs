@@ -139,6 +139,7 @@ impl World {
             ticks,
             sample: Arc::new(sample),
             answer: Answer::nothing(),
+            reason: None,
         };
         let answer = offline::investigate(&scene.case()?, None);
         Some(Scene { answer, ..scene })

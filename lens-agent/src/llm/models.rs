@@ -16,8 +16,8 @@ use super::{
 use crate::telemetry::Event;
 
 /// What is configured, in its order.
-#[derive(Debug)]
-pub struct Models(Vec<Arc<dyn Model>>);
+#[derive(Clone, Debug)]
+pub struct Models(Vec<Arc<Provider>>);
 
 impl Models {
     /// Checks the providers and reads their keys; `None` when there is none, and then no HTTP
@@ -53,7 +53,7 @@ impl Models {
             wires.push(Wire::new(client.clone(), config, key)?);
         }
         let outbound = Arc::new(outbound);
-        let mut models: Vec<Arc<dyn Model>> = Vec::new();
+        let mut models = Vec::new();
         for (config, wire) in providers.iter().zip(wires) {
             let outbound = Arc::clone(&outbound);
             models.push(Arc::new(Provider::new(config, wire, outbound, retries)?));
@@ -61,9 +61,10 @@ impl Models {
         Ok(Some(Self(models)))
     }
 
-    /// Models of any make, asked in this order.
-    pub fn new(models: Vec<Arc<dyn Model>>) -> Self {
-        Self(models)
+    /// Only the provider of this name, if there is one.
+    pub fn only(&self, name: &str) -> Option<Self> {
+        let one = self.0.iter().find(|provider| &*provider.name == name)?;
+        Some(Self(vec![one.clone()]))
     }
 
     async fn ask_in_order(

@@ -45,8 +45,6 @@ pub(super) struct Answer {
 
 /// The one client that all providers share. Makes no connection.
 pub(super) fn client(providers: &[ProviderConfig]) -> Result<genai::Client, ConfigError> {
-    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-    resolve_without_modules();
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("lens/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(std::time::Duration::from_secs(10))
@@ -62,28 +60,6 @@ pub(super) fn client(providers: &[ProviderConfig]) -> Result<genai::Client, Conf
         .with_reqwest(http)
         .build()
         .map_err(|why| ConfigError::Client(why.to_string()))
-}
-
-/// Names are looked up in /etc/hosts and by DNS, whatever /etc/nsswitch.conf says.
-///
-/// A static binary holds these two ways itself, so that they work without any library in an image.
-/// The others are libraries of the host, made for the libc of the host: loading one into a binary
-/// with another libc can end the process.
-#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-fn resolve_without_modules() {
-    #[expect(unsafe_code, reason = "nss.h has no safe wrapper")]
-    unsafe extern "C" {
-        fn __nss_configure_lookup(
-            database: *const std::ffi::c_char,
-            services: *const std::ffi::c_char,
-        ) -> std::ffi::c_int;
-    }
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: both are C strings that live for ever, and libc locks its own table.
-        #[expect(unsafe_code, reason = "nss.h has no safe wrapper")]
-        let _ = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
-    });
 }
 
 impl Wire {

@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     let doors = try_doors(&std::env::temp_dir());
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready")?;
-    let seen = attacher.trace(&request)?;
+    let seen = attacher.trace(request)?;
     let said = json!({
         "itself": itself.err().map(|why| why.to_string()),
         "open_doors": doors.iter().filter(|(_, tried)| tried.is_ok()).count(),

@@ -163,6 +163,10 @@ fn page_fault_storm() {
         "/job",
     );
     struck_out(&page_fault_storm::PageFaultStorm, &world(0.0, 2_000_000.0));
+    // Processes that start fault their pages in: what there is too much of is starts.
+    let starts = |forks: f64| world(0.0, 310_000.0).set("/job", "forks_per_sec", 1.0, forks);
+    struck_out(&page_fault_storm::PageFaultStorm, &starts(2000.0));
+    finds(&page_fault_storm::PageFaultStorm, &starts(20.0), "/job");
     // It keeps what it faults in: growth.
     silent(&page_fault_storm::PageFaultStorm, &world(1.1e9, 310_000.0));
 }

@@ -2,7 +2,9 @@
 //!
 //! A browser asks whatever address a web page tells it to, and a name that its owner points at
 //! 127.0.0.1 makes the page and this server the same site (DNS rebinding). The `Host` header
-//! still carries that name: so it is always checked. Beyond loopback a bearer token is wanted.
+//! still carries that name: so it is always checked. Beyond loopback a bearer token is wanted; on
+//! loopback, where one is configured, for whatever asks the agent to do something: to look is free
+//! to all users of the host, to trace a function or to spend a model's tokens need not be.
 
 use std::{
     fs, io,
@@ -15,7 +17,7 @@ use axum::{
     Extension,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode, Uri,
+        HeaderMap, HeaderValue, Method, StatusCode, Uri,
         header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE},
         uri::Authority,
     },
@@ -133,7 +135,13 @@ impl Door {
         self.bound.ip().to_canonical().is_loopback()
     }
 
-    fn check(&self, uri: &Uri, headers: &HeaderMap, at: IpAddr) -> Result<(), Refusal> {
+    fn check(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        at: IpAddr,
+    ) -> Result<(), Refusal> {
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
             return Err(Refusal::NoHost);
@@ -155,7 +163,8 @@ impl Door {
                 return Err(Refusal::Origin(origin.to_owned()));
             }
         }
-        if self.is_loopback() {
+        let is_look = *method == Method::GET || *method == Method::HEAD;
+        if self.is_loopback() && (is_look || self.token.is_none()) {
             return Ok(());
         }
         match (&self.token, shown(headers)) {
@@ -235,7 +244,7 @@ pub(super) async fn enter(
     request: Request,
     next: Next,
 ) -> Response {
-    match door.check(request.uri(), request.headers(), at) {
+    match door.check(request.method(), request.uri(), request.headers(), at) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.answer(),
     }
@@ -260,7 +269,12 @@ mod tests {
 
     fn asks(door: &Door, host: &str, at: &str) -> Result<(), Refusal> {
         let uri = Uri::from_static("/api/v1/status");
-        door.check(&uri, &headers(&[(HOST, host)]), at.parse().unwrap())
+        door.check(
+            &Method::GET,
+            &uri,
+            &headers(&[(HOST, host)]),
+            at.parse().unwrap(),
+        )
     }
 
     #[test]
@@ -313,14 +327,22 @@ mod tests {
         let at = "127.0.0.1".parse().unwrap();
         let uri = Uri::from_static("/api/v1/status");
         assert_eq!(
-            door.check(&uri, &HeaderMap::new(), at),
+            door.check(&Method::GET, &uri, &HeaderMap::new(), at),
             Err(Refusal::NoHost)
         );
         let mut two = headers(&[(HOST, "localhost")]);
         two.append(HOST, HeaderValue::from_static("evil.example"));
-        assert_eq!(door.check(&uri, &two, at), Err(Refusal::NoHost));
+        assert_eq!(
+            door.check(&Method::GET, &uri, &two, at),
+            Err(Refusal::NoHost)
+        );
         let absolute = Uri::from_static("http://evil.example/api/v1/status");
-        let refusal = door.check(&absolute, &headers(&[(HOST, "localhost")]), at);
+        let refusal = door.check(
+            &Method::GET,
+            &absolute,
+            &headers(&[(HOST, "localhost")]),
+            at,
+        );
         assert_eq!(refusal, Err(Refusal::Host("evil.example".to_owned())));
     }
 
@@ -329,8 +351,14 @@ mod tests {
         let door = door("127.0.0.1:9700", None, &[]);
         let at = "127.0.0.1".parse().unwrap();
         let uri = Uri::from_static("/api/v1/status");
-        let from =
-            |origin| door.check(&uri, &headers(&[(HOST, "localhost"), (ORIGIN, origin)]), at);
+        let from = |origin| {
+            door.check(
+                &Method::GET,
+                &uri,
+                &headers(&[(HOST, "localhost"), (ORIGIN, origin)]),
+                at,
+            )
+        };
         assert_eq!(from("http://localhost:9700"), Ok(()));
         for origin in [
             "https://evil.example",
@@ -348,7 +376,7 @@ mod tests {
         let shows = |door: &Door, authorization: Option<&str>| {
             let mut headers = headers(&[(HOST, "10.0.0.7:9700")]);
             headers.extend(authorization.map(|a| (AUTHORIZATION, a.parse().unwrap())));
-            door.check(&uri, &headers, at)
+            door.check(&Method::GET, &uri, &headers, at)
         };
         let guarded = door("10.0.0.7:9700", Some("s3cret"), &[]);
         assert_eq!(shows(&guarded, Some("Bearer s3cret")), Ok(()));
@@ -369,6 +397,23 @@ mod tests {
             Err(Refusal::Shut(_))
         ));
         assert!(shut.shut().unwrap().contains("token_file"));
+    }
+
+    #[test]
+    fn on_loopback_a_token_is_wanted_for_commands_only() {
+        let at = "127.0.0.1".parse().unwrap();
+        let uri = Uri::from_static("/api/v1/trace");
+        let asks = |door: &Door, method, authorization: Option<&str>| {
+            let mut headers = headers(&[(HOST, "localhost")]);
+            headers.extend(authorization.map(|a| (AUTHORIZATION, a.parse().unwrap())));
+            door.check(&method, &uri, &headers, at)
+        };
+        let open = door("127.0.0.1:9700", None, &[]);
+        assert_eq!(asks(&open, Method::POST, None), Ok(()));
+        let guarded = door("127.0.0.1:9700", Some("s3cret"), &[]);
+        assert_eq!(asks(&guarded, Method::GET, None), Ok(()));
+        assert_eq!(asks(&guarded, Method::POST, None), Err(Refusal::Token));
+        assert_eq!(asks(&guarded, Method::POST, Some("Bearer s3cret")), Ok(()));
     }
 
     #[test]

@@ -55,6 +55,8 @@ struct Limits {
     head: Duration,
     /// Time until an answer begins.
     answer: Duration,
+    /// The same where the client chooses how long that takes.
+    long_answer: Duration,
     /// Time in which a client must have taken what was sent to it.
     taken: Duration,
     /// Time for answers under way when the server ends.
@@ -65,6 +67,7 @@ const LIMITS: Limits = Limits {
     connections: 64,
     head: Duration::from_secs(10),
     answer: Duration::from_secs(30),
+    long_answer: Duration::from_mins(6),
     taken: Duration::from_secs(30),
     last_words: Duration::from_secs(1),
 };
@@ -143,14 +146,20 @@ impl Server {
     }
 
     fn router(&self) -> Router {
-        pages::behind_the_door()
-            .layer(middleware::from_fn_with_state(
-                self.door.clone(),
-                door::enter,
-            ))
-            .merge(pages::for_everybody())
+        let Limits {
+            answer,
+            long_answer,
+            ..
+        } = self.limits;
+        let bounded = |pages: Router<Api>, time| {
+            pages.layer(middleware::from_fn_with_state(Answer { time }, bounds))
+        };
+        let door = middleware::from_fn_with_state(self.door.clone(), door::enter);
+        bounded(pages::behind_the_door(), answer)
+            .merge(bounded(pages::that_take_their_time(), long_answer))
+            .layer(door)
+            .merge(bounded(pages::for_everybody(), answer))
             .layer(DefaultBodyLimit::max(BODY_BYTES))
-            .layer(middleware::from_fn_with_state(self.limits, bounds))
             .with_state(self.api.clone())
     }
 }
@@ -183,7 +192,13 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: Cance
     }
 }
 
-async fn bounds(State(limits): State<Limits>, request: Request, next: Next) -> Response {
+/// The time until an answer begins.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    time: Duration,
+}
+
+async fn bounds(State(limits): State<Answer>, request: Request, next: Next) -> Response {
     let uri = request.uri();
     if uri
         .path_and_query()
@@ -192,7 +207,7 @@ async fn bounds(State(limits): State<Limits>, request: Request, next: Next) -> R
         let why = format!("an address has at most {URI_BYTES} bytes");
         return problem(StatusCode::URI_TOO_LONG, why);
     }
-    match tokio::time::timeout(limits.answer, next.run(request)).await {
+    match tokio::time::timeout(limits.time, next.run(request)).await {
         Ok(answer) => answer,
         Err(_) => problem(
             StatusCode::SERVICE_UNAVAILABLE,

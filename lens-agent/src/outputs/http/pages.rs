@@ -4,7 +4,7 @@ use axum::{
     Json, Router,
     extract::{
         FromRequestParts, Path, Query, State,
-        rejection::{PathRejection, QueryRejection},
+        rejection::{JsonRejection, PathRejection, QueryRejection},
     },
     http::{
         HeaderMap, StatusCode,
@@ -12,20 +12,21 @@ use axum::{
         request::Parts,
     },
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::problem::problem;
 use crate::{
-    api::{self, Api, SinceError, skill_infos},
+    api::{self, Api, InvestigationRequest, Refused, SinceError, skill_infos},
     base::{
         clock::{Clock as _, SystemClock},
         scope::Scope,
         snapshot::SnapshotId,
     },
     outputs::prometheus::{self, Format},
+    probes::TraceRequest,
 };
 
 /// What is answered to everybody who can reach the address.
@@ -48,6 +49,11 @@ pub(super) fn behind_the_door() -> Router<Api> {
         .route("/api/v1/insights/{id}", get(insight))
         .route("/api/v1/snapshots", get(snapshots))
         .route(
+            "/api/v1/investigations",
+            get(async |State(api): State<Api>| Json(api.investigations())).post(investigate),
+        )
+        .route("/api/v1/investigations/{id}", get(investigation))
+        .route(
             "/api/v1/targets",
             get(async |State(api): State<Api>| Json(api.targets())),
         )
@@ -61,10 +67,19 @@ pub(super) fn behind_the_door() -> Router<Api> {
             get(async |State(api): State<Api>| Json(api.tree())),
         )
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page"))
-        .method_not_allowed_fallback(async || {
-            let why = "this page does not take that method";
-            problem(StatusCode::METHOD_NOT_ALLOWED, why)
-        })
+        .method_not_allowed_fallback(no_such_method)
+}
+
+async fn no_such_method() -> Response {
+    let why = "this page does not take that method";
+    problem(StatusCode::METHOD_NOT_ALLOWED, why)
+}
+
+/// What takes as long as it is asked to.
+pub(super) fn that_take_their_time() -> Router<Api> {
+    Router::new()
+        .route("/api/v1/trace", post(trace))
+        .method_not_allowed_fallback(no_such_method)
 }
 
 async fn ready(State(api): State<Api>) -> Response {
@@ -164,6 +179,62 @@ async fn insight(State(api): State<Api>, id: Result<Path<String>, PathRejection>
         Some(insight) => Json(insight).into_response(),
         None => problem(StatusCode::NOT_FOUND, format!("there is no insight {id}")),
     }
+}
+
+/// Answers at once; how it goes is asked by its id.
+async fn investigate(
+    State(api): State<Api>,
+    request: Result<Json<InvestigationRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(why) => return problem(why.status(), why.body_text()),
+    };
+    match api.investigate(request, SystemClock.now().wall) {
+        Ok(investigation) => (StatusCode::ACCEPTED, Json(investigation)).into_response(),
+        Err(why) => refused(&why),
+    }
+}
+
+async fn investigation(
+    State(api): State<Api>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let id = match id {
+        Ok(Path(id)) => id,
+        Err(why) => return bad(why.body_text()),
+    };
+    match api.investigation(&id) {
+        Some(investigation) => Json(investigation).into_response(),
+        None => problem(
+            StatusCode::NOT_FOUND,
+            format!("there is no investigation {id}"),
+        ),
+    }
+}
+
+/// Answers when the trace is over; a client that goes away ends it.
+async fn trace(
+    State(api): State<Api>,
+    request: Result<Json<TraceRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(why) => return problem(why.status(), why.body_text()),
+    };
+    match api.trace(request).await {
+        Ok(traced) => Json(traced).into_response(),
+        Err(why) => refused(&why),
+    }
+}
+
+fn refused(why: &Refused) -> Response {
+    let status = match why {
+        Refused::Usage(_) => StatusCode::BAD_REQUEST,
+        Refused::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
+        Refused::Cannot(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    problem(status, why.to_string())
 }
 
 #[derive(Debug, Deserialize)]
