@@ -78,13 +78,23 @@ impl Scene {
                 .find(|i| i["strategy"] == strategy && i["verdict"] == "cause");
             found.is_some()
         })
-        .with_context(|| format!("{:#?}", self.all()))?;
+        .with_context(|| self.story())?;
         let found = found.context("found")?;
         ensure!(
             found["culprit"]["cgroup"] == *self.batch,
             "accused an innocent: {found:#}"
         );
         Ok(found)
+    }
+
+    /// What was said so far, for who reads why a test failed.
+    fn story(&self) -> String {
+        let line = |i: &Value| {
+            let (strategy, verdict) = (&i["strategy"], &i["verdict"]);
+            format!("{} {strategy} {verdict} {}\n", i["incident"], i["summary"])
+        };
+        let told: String = self.all().unwrap_or_default().iter().map(line).collect();
+        format!("{told}{}", self.agent.running.log())
     }
 
     fn investigate(&self, arguments: &[&str]) -> Result<Said> {
@@ -171,7 +181,9 @@ fn a_model_investigates_the_same_incident_and_code_checks_it() -> Result<()> {
     let (mut scene, begin) = Scene::new("model", &provider)?;
     begin(&mut scene)?;
     let offline = scene.told_by("offline", TOLD)?;
-    let told = scene.told_by("agent-loop", ANSWERED)?;
+    let told = scene.told_by("agent-loop", ANSWERED);
+    provider.check()?;
+    let told = told?;
     ensure!(told["incident"] == offline["incident"], "{told:#}");
     let superseded = told["supersedes"].as_str().context("supersedes")?;
     ensure!(

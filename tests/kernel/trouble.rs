@@ -194,6 +194,15 @@ fn types_without(tracepoint: &str, into: &Path) {
     fs::write(into, types).unwrap();
 }
 
+/// What the doctor finds wrong on a kernel with these types.
+fn failed_with(types: &Path) -> Vec<String> {
+    let mut doctor = command_with_btf(Some(types)).unwrap();
+    let told = Said::from(doctor.arg("doctor").output().unwrap());
+    assert_eq!(told.code, Some(1), "a finding: {told:?}");
+    let failed = told.out.lines().filter(|line| line.starts_with("FAILED"));
+    failed.map(str::to_owned).collect()
+}
+
 #[test]
 fn a_probe_that_is_refused_is_named_and_the_others_run() {
     if !root_or_say_not_run().unwrap() {
@@ -201,18 +210,13 @@ fn a_probe_that_is_refused_is_named_and_the_others_run() {
     }
     let dir = tempfile::tempdir().unwrap();
     let types = dir.path().join("vmlinux");
-    types_without("rss_stat", &types);
-    let mut doctor = command_with_btf(Some(&types)).unwrap();
-    let told = Said::from(doctor.arg("doctor").output().unwrap());
-    assert_eq!(told.code, Some(1), "a finding: {told:?}");
-    let failed: Vec<&str> = told
-        .out
-        .lines()
-        .filter(|l| l.starts_with("FAILED"))
-        .collect();
+    types_without("sched_process_exec", &types);
+    let failed = failed_with(&types);
     assert!(
-        failed.len() == 1 && failed[0].contains("memory") && failed[0].contains("rss_stat"),
-        "{told:?}"
+        failed.len() == 1
+            && failed[0].contains("lifecycle")
+            && failed[0].contains("sched_process_exec"),
+        "{failed:?}"
     );
     let state = dir.path().join("state");
     let command = command_with_btf(Some(&types)).unwrap();
@@ -226,19 +230,34 @@ fn a_probe_that_is_refused_is_named_and_the_others_run() {
             .find(|p| p["name"] == name);
         probe.unwrap()["state"].clone()
     };
-    assert_eq!(state_of("memory"), "refused", "{probes:#}");
+    assert_eq!(state_of("lifecycle"), "refused", "{probes:#}");
     assert_eq!(state_of("sched"), "attached", "{probes:#}");
     let missing = json(agent.addr, "/api/v1/status")["quality"]["missing"].to_string();
-    assert!(missing.contains("rss_stat"), "{missing}");
+    assert!(missing.contains("sched_process_exec"), "{missing}");
     let page = ask(agent.addr, "/metrics").unwrap().body;
     assert!(
-        page.contains("lens_probe_attached{probe=\"memory\"} 0"),
+        page.contains("lens_probe_attached{probe=\"lifecycle\"} 0"),
         "{page}"
     );
     // What cannot be seen is absent, not 0.
     let seen = json(agent.addr, "/api/v1/snapshots?scope=host").to_string();
-    assert!(!seen.contains("page_faults_per_sec"), "{seen}");
+    assert!(!seen.contains("execs_per_sec"), "{seen}");
     assert!(seen.contains("runq_wait_ms_per_sec"), "{seen}");
+}
+
+#[test]
+fn a_probe_that_sees_only_a_part_says_which() {
+    if !root_or_say_not_run().unwrap() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let types = dir.path().join("vmlinux");
+    types_without("rss_stat", &types);
+    let failed = failed_with(&types);
+    assert!(
+        failed.len() == 1 && failed[0].contains("memory.resident"),
+        "{failed:?}"
+    );
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn describe(reader: &HostReader) -> String {
 
 fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
     let config = probes::Config::default();
-    let probes = match Probes::start(watched, &config) {
+    let mut probes = match Probes::start(watched, &config) {
         Ok(probes) => probes,
         Err(why) => {
             let blind = "everything that is counted in the kernel";
@@ -140,6 +140,15 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
             found,
             definition.blind,
         ));
+    }
+    // What runs may still see only a part.
+    for part in probes.read().quality.missing {
+        let of_probe = |d: &&probes::Definition| part.probe.starts_with(&format!("{}.", d.name));
+        if let Some(definition) = probes::REGISTRY.iter().find(of_probe) {
+            let blind = format!("a part of: {}", definition.blind);
+            let name = format!("probe {}", part.probe);
+            checks.push(Check::new(&name, Err(part.why), &blind));
+        }
     }
 }
 

@@ -71,24 +71,26 @@ pub fn render(scene: &Scene) -> String {
     text
 }
 
-/// The pairs of the incident's cgroups, largest first.
+/// Who waits behind another cgroup, for what left its range: of those that code takes for victims
+/// first, then the largest.
 fn pairs(scene: &Scene) -> Vec<(Scope, String, By, f64)> {
     let Some(newest) = scene.ticks.last() else {
         return Vec::new();
     };
-    let mut rows: Vec<_> = scene
-        .incident
-        .series
-        .iter()
-        .filter_map(|s| newest.scopes.get(&s.scope))
-        .flatten()
-        .flat_map(|s| {
-            s.pairs
-                .iter()
-                .map(|p| (s.scope.clone(), p.metric.to_string(), p.by.clone(), p.value))
-        })
-        .collect();
-    rows.sort_by(|a, b| b.3.total_cmp(&a.3));
-    rows.dedup_by(|a, b| (&a.0, &a.1, &a.2) == (&b.0, &b.1, &b.2));
+    let mut rows = Vec::new();
+    for series in &scene.incident.series {
+        for pair in newest.pairs(&series.scope, &series.metric) {
+            if matches!(pair.by, By::Cgroup(_)) {
+                let (scope, metric) = (series.scope.clone(), pair.metric.to_string());
+                rows.push((scope, metric, pair.by.clone(), pair.value));
+            }
+        }
+    }
+    let is_victim = |scope: &Scope| scene.answer.victims.contains(scope);
+    rows.sort_by(|a, b| {
+        is_victim(&b.0)
+            .cmp(&is_victim(&a.0))
+            .then(b.3.total_cmp(&a.3))
+    });
     rows
 }
