@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     inquire::Inquiry,
-    records::{self, BASELINES, BASELINES_ID, INCIDENT},
+    records::{self, ALL, BASELINES, INCIDENT, PROBES, TARGETS},
 };
 use crate::{
     anomaly::{self, Detector, Incident, State, Update},
@@ -19,8 +19,8 @@ use crate::{
     telemetry::{Event, Refusal, Telemetry},
 };
 
-/// Time between two writings of all baselines.
-const KEEP_BASELINES: Duration = Duration::from_mins(1);
+/// Time between two writings of all baselines, probes and targets.
+const KEEP: Duration = Duration::from_mins(1);
 /// What of earlier runs is taken up again.
 const REMEMBERED: u32 = 1000;
 
@@ -120,7 +120,7 @@ impl Judge {
         self.investigate(sample);
         self.investigate_what_was_asked(sample);
         self.write_incidents(sample.at);
-        self.keep_baselines(sample.at);
+        self.keep(sample.at);
         self.show(sample, &tick);
     }
 
@@ -224,17 +224,18 @@ impl Judge {
         self.written.retain(|id, _| incidents.get(id).is_some());
     }
 
-    fn keep_baselines(&mut self, now: Moment) {
-        if self
-            .kept_at
-            .is_some_and(|at| now.since(&at) < KEEP_BASELINES)
-        {
+    /// Writes what is read again after a restart, or by who asks while no agent runs.
+    fn keep(&mut self, now: Moment) {
+        if self.kept_at.is_some_and(|at| now.since(&at) < KEEP) {
             return;
         }
         self.kept_at = Some(now);
         let kept = self.triage.detector().kept(now.wall);
-        let key = (BASELINES, BASELINES_ID);
-        records::put(&self.store, &self.telemetry, key, now.wall, &kept, false);
+        let (store, telemetry) = (&*self.store, &self.telemetry);
+        records::put(store, telemetry, (BASELINES, ALL), now.wall, &kept, false);
+        let (probes, targets) = (self.api.probes(), self.api.targets());
+        records::put(store, telemetry, (PROBES, ALL), now.wall, &probes, false);
+        records::put(store, telemetry, (TARGETS, ALL), now.wall, &targets, false);
         records::retain(&self.store, &self.telemetry);
     }
 

@@ -28,8 +28,12 @@ pub(crate) const BUDGET: Kind = Kind("budget");
 pub(crate) const BUDGET_ID: &str = "spent";
 /// All baselines in one record, as JSON.
 pub(crate) const BASELINES: Kind = Kind("baselines");
-/// The one id of that record.
-pub(crate) const BASELINES_ID: &str = "all";
+/// The probes as they were last, in one record, as JSON.
+pub(crate) const PROBES: Kind = Kind("probes");
+/// The targets as they were last, in one record, as JSON.
+pub(crate) const TARGETS: Kind = Kind("targets");
+/// The one id of a record that holds all of a kind.
+pub(crate) const ALL: &str = "all";
 /// The format of all of them.
 const VERSION: u32 = 1;
 
@@ -84,6 +88,13 @@ pub(crate) fn list<T: DeserializeOwned>(
     Ok(records.into_iter().filter_map(parse).collect())
 }
 
+/// The list that is one record; empty if there is none.
+pub(crate) fn whole<T: DeserializeOwned>(store: &Store, kind: Kind) -> Result<Vec<T>, StoreError> {
+    let record = store.get(kind, ALL)?;
+    let list = record.and_then(|r| serde_json::from_slice(&r.bytes).ok());
+    Ok(list.unwrap_or_default())
+}
+
 /// A payload that left the host.
 #[derive(Clone, Debug, Serialize, serde::Deserialize)]
 pub(crate) struct SentRecord {
@@ -121,15 +132,13 @@ pub(super) struct Remembered {
 
 /// Reads what earlier runs have left.
 pub(super) fn remember(store: &Store, limit: u32) -> Result<Remembered, StoreError> {
-    let baselines = store.get(BASELINES, BASELINES_ID)?;
-    let baselines = baselines.and_then(|r| serde_json::from_slice(&r.bytes).ok());
     Ok(Remembered {
         incidents: list(store, INCIDENT, None, limit)?,
         insights: list(store, INSIGHT, None, limit)?
             .into_iter()
             .map(|(_, i)| i)
             .collect(),
-        baselines: baselines.unwrap_or_default(),
+        baselines: whole(store, BASELINES)?,
     })
 }
 

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Trouble, out::note};
 use crate::{
+    agent::records,
     config::{ConfigError, STATE_DIR, Settings},
     outputs::http::Token,
-    store::Store,
+    store::{Kind, Store},
 };
 
 /// The variable that holds the token to show.
@@ -74,6 +75,18 @@ impl Ask {
                 Err(_) => Err(Trouble::NoAgent { url, why, dir }),
             },
             Err(other) => Err(other),
+        }
+    }
+
+    /// The list at `path`, of the agent if it answers, else as one has left it under `kind`.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        kind: Kind,
+    ) -> Result<Vec<T>, Trouble> {
+        match self.find().await? {
+            Source::Agent(agent) => agent.get(path, &[]).await,
+            Source::Store(store) => Ok(records::whole(&store, kind)?),
         }
     }
 

@@ -6,6 +6,7 @@ use super::{
     out::{Out, number, numbers, words},
 };
 use crate::{
+    agent::records,
     api::{ProbeState, ProbeStatus, TargetStatus, skill_infos},
     supervise::Node,
 };
@@ -72,7 +73,7 @@ pub(super) struct Probes {
 
 impl Probes {
     pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let probes: Vec<ProbeStatus> = self.ask.agent().await?.get("probes", &[]).await?;
+        let probes: Vec<ProbeStatus> = self.ask.list("probes", records::PROBES).await?;
         if self.json {
             out.json(&probes)?;
             return Ok(Outcome::Fine);
@@ -124,7 +125,7 @@ pub(super) struct Targets {
 
 impl Targets {
     pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let targets: Vec<TargetStatus> = self.ask.agent().await?.get("targets", &[]).await?;
+        let targets: Vec<TargetStatus> = self.ask.list("targets", records::TARGETS).await?;
         if self.json {
             out.json(&targets)?;
         } else {

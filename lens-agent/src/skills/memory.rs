@@ -2,10 +2,7 @@
 
 use super::{Look, Skill, View};
 use crate::{
-    base::{
-        metric::{Bad, Metric, Unit, gauge, rate},
-        scope::Scope,
-    },
+    base::metric::{Bad, Metric, Unit, gauge, rate},
     host::cgroup::CgroupMemory,
     probes::memory::MemoryCounters,
 };
@@ -115,18 +112,10 @@ impl Skill for Memory {
             .zip(view.before.kernel.memory.as_ref());
         if let Some((now, then)) = readings {
             let mut sum = Change::default();
-            match view.scope {
-                Scope::Host => {
-                    for (id, counters) in &now.cgroups {
-                        sum.add(counters, then.cgroups.get(id));
-                    }
-                }
-                Scope::Cgroup(path) => {
-                    let id = view.cgroup_id(path)?;
-                    sum.add(now.cgroups.get(&id)?, then.cgroups.get(&id));
-                }
+            if let Some(rows) = view.of_scope(&now.cgroups, &then.cgroups) {
+                rows.for_each(|(_, now, then)| sum.add(now, then));
+                sum.show(view, &mut look);
             }
-            sum.show(view, &mut look);
         }
         Some(look)
     }

@@ -175,17 +175,18 @@ fn lives(view: &View<'_>, look: &mut Look) {
         .as_ref()
         .zip(view.before.kernel.lifecycle.as_ref());
     let Some((now, then)) = readings else { return };
-    let id = view.scope.path().and_then(|path| view.cgroup_id(path));
-    let wanted = |of: u64| *view.scope == Scope::Host || id == Some(of);
     let mut sum = [0_u64; 4];
-    for (id, now) in now.cgroups.iter().filter(|(id, _)| wanted(**id)) {
+    let rows = view.of_scope(&now.cgroups, &then.cgroups);
+    for (_, now, then) in rows.into_iter().flatten() {
         let none = LifecycleCounters::default();
-        let then = then.cgroups.get(id).unwrap_or(&none);
+        let then = then.unwrap_or(&none);
         sum[0] += now.forks.saturating_sub(then.forks);
         sum[1] += now.execs.saturating_sub(then.execs);
         sum[2] += now.exits.saturating_sub(then.exits);
         sum[3] += now.failed.saturating_sub(then.failed);
     }
+    let id = view.scope.path().and_then(|path| view.cgroup_id(path));
+    let wanted = |of: u64| *view.scope == Scope::Host || id == Some(of);
     let crashes = view
         .now
         .abnormal

@@ -8,7 +8,6 @@ use super::{Look, Skill, View, quantile_us};
 use crate::{
     base::{
         metric::{Bad, Metric, Unit, quantile, rate},
-        scope::Scope,
         snapshot::By,
     },
     probes::{Held, Holder, SchedCounters},
@@ -122,16 +121,8 @@ impl Skill for Scheduler {
         let now = view.now.kernel.sched.as_ref()?;
         let before = view.before.kernel.sched.as_ref()?;
         let mut sum = Change::default();
-        match view.scope {
-            Scope::Host => {
-                for (id, counters) in &now.cgroups {
-                    sum.add(view, counters, before.cgroups.get(id), *id);
-                }
-            }
-            Scope::Cgroup(path) => {
-                let id = view.cgroup_id(path)?;
-                sum.add(view, now.cgroups.get(&id)?, before.cgroups.get(&id), id);
-            }
+        for (id, now, then) in view.of_scope(&now.cgroups, &before.cgroups)? {
+            sum.add(view, now, then, id);
         }
         Some(sum.look(view))
     }
@@ -283,6 +274,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::scope::Scope,
         probes::SchedReading,
         skills::{look_everywhere, view::tests::sample},
     };

@@ -4,10 +4,7 @@ use lens_common::hist::Hist;
 
 use super::{Look, Skill, View, quantile_us};
 use crate::{
-    base::{
-        metric::{Bad, Metric, Unit, gauge, quantile, rate},
-        scope::Scope,
-    },
+    base::metric::{Bad, Metric, Unit, gauge, quantile, rate},
     probes::syscalls::SyscallCounters,
 };
 
@@ -86,16 +83,8 @@ impl Skill for Syscalls {
         let now = view.now.kernel.syscalls.as_ref()?;
         let then = view.before.kernel.syscalls.as_ref()?;
         let mut sum = Change::default();
-        match view.scope {
-            Scope::Host => {
-                for (id, counters) in &now.cgroups {
-                    sum.add(counters, then.cgroups.get(id));
-                }
-            }
-            Scope::Cgroup(path) => {
-                let id = view.cgroup_id(path)?;
-                sum.add(now.cgroups.get(&id)?, then.cgroups.get(&id));
-            }
+        for (_, now, then) in view.of_scope(&now.cgroups, &then.cgroups)? {
+            sum.add(now, then);
         }
         Some(sum.look(view))
     }
@@ -156,6 +145,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::scope::Scope,
         probes::syscalls::{CallCounters, CallTimes, SyscallsReading},
         skills::{look_everywhere, view::tests::sample},
     };

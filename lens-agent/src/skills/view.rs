@@ -1,6 +1,10 @@
 //! What a skill is shown.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +92,24 @@ impl<'a> View<'a> {
             .map(|(id, _)| *id)
     }
 
+    /// What of a map by cgroup id belongs to the scope: id, now, and before if it was there. For the
+    /// host all of it; `None` for a target that is not in it.
+    pub fn of_scope<T>(
+        &self,
+        now: &'a BTreeMap<u64, T>,
+        before: &'a BTreeMap<u64, T>,
+    ) -> Option<impl Iterator<Item = (u64, &'a T, Option<&'a T>)>> {
+        let ids = match self.scope {
+            Scope::Host => 0..=u64::MAX,
+            Scope::Cgroup(path) => {
+                let id = self.cgroup_id(path).filter(|id| now.contains_key(id))?;
+                id..=id
+            }
+        };
+        let row = |(id, now): (&u64, &'a T)| (*id, now, before.get(id));
+        Some(now.range(ids).map(row))
+    }
+
     /// The files of the scope's cgroup now and before; `None` when it was another cgroup before.
     pub fn cgroup(&self) -> Option<(&'a CgroupReading, &'a CgroupReading)> {
         let path = self.scope.path()?;
@@ -165,7 +187,7 @@ pub(super) mod tests {
                 taken_at: at.wall,
                 monotonic_ms: 0,
                 host: HostWide::default(),
-                cgroups: std::collections::BTreeMap::new(),
+                cgroups: BTreeMap::new(),
                 quality: Quality::default(),
             },
             abnormal: Vec::new(),

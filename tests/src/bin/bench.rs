@@ -22,6 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::{Btf, Ebpf, programs::BtfTracePoint};
 use lens_agent::base::clock::{Clock as _, SystemClock};
+use lens_tests::until;
 use rustix::{
     pipe::pipe,
     thread::{CpuSet, sched_setaffinity},
@@ -31,6 +32,8 @@ use serde_json::json;
 /// Round trips and calls of one measurement: about a second each.
 const TRIPS: u64 = 150_000;
 const CALLS: u64 = 4_000_000;
+/// The time in which an observer must be at work.
+const ATTACHED: Duration = Duration::from_secs(30);
 /// The CPU that the loops run on.
 const CPU: usize = 1;
 
@@ -98,8 +101,8 @@ fn watch(observer: Observer) -> Result<Watching> {
         Observer::EmptySyscalls => empty(&["sys_enter", "sys_exit"]),
         Observer::LensSched => lens(&["--probe", "sched"]),
         Observer::LensAll => lens(&[]),
-        Observer::Runqlat => tool("runqlat", &["1000"]),
-        Observer::SyscountLatency => tool("syscount", &["-L", "-i", "1000"]),
+        Observer::Runqlat => tool("runqlat", &["1000"], 3),
+        Observer::SyscountLatency => tool("syscount", &["-L", "-i", "1000"], 2),
     }
 }
 
@@ -143,22 +146,31 @@ fn lens(flags: &[&str]) -> Result<Watching> {
     Ok(Watching::Process(child, Some(state)))
 }
 
-fn tool(name: &str, arguments: &[&str]) -> Result<Watching> {
-    let path = PathBuf::from("/usr/sbin").join(name);
-    let mut command = Command::new(path);
-    command
+/// A tool that is at work once it has attached so many programs.
+fn tool(name: &str, arguments: &[&str], programs: usize) -> Result<Watching> {
+    const TRACEFS: &str = "/sys/kernel/tracing";
+    // Some attach by tracefs, which need not be mounted: in a mount namespace of its own it is.
+    let script = format!(
+        "mountpoint -q {TRACEFS} || mount -t tracefs tracefs {TRACEFS}; exec /usr/sbin/{name} \"$@\""
+    );
+    let child = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script, name])
         .args(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("{name} (package libbpf-tools)"))?;
-    let mut output = child.stdout.take().context("no output")?;
-    // Its first words come once it is attached.
-    let mut byte = [0];
-    output.read_exact(&mut byte)?;
-    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-    Ok(Watching::Process(child, None))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let fds = PathBuf::from(format!("/proc/{}/fd", child.id()));
+    let watching = Watching::Process(child, None);
+    let links = || {
+        let fds = std::fs::read_dir(&fds).into_iter().flatten().flatten();
+        let targets = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets
+            .filter(|target| target.as_os_str() == "anon_inode:bpf_link")
+            .count()
+    };
+    until(name, ATTACHED, || links() >= programs)
+        .with_context(|| format!("{name} (package libbpf-tools) attaches nothing"))?;
+    Ok(watching)
 }
 
 /// ns a round trip of a byte between two threads on one CPU.
