@@ -20,21 +20,17 @@ const NOISY: &str = "burn --threads 4 --cpu 1 --nice 0 --for 90000";
 /// A conversation with the script takes a few turns.
 const ANSWERED: Duration = Duration::from_secs(30);
 
-/// A service beside which somebody begins to burn CPU, and an agent that has a provider.
+/// A service beside which somebody has begun to burn CPU, and an agent that has a provider.
 struct Scene {
     agent: Agent,
-    shop: String,
-    batch: String,
-    _loads: Vec<Load>,
-    _cgroups: [Cgroup; 3],
+    _loads: [Load; 3],
+    shop: Cgroup,
+    batch: Cgroup,
+    _parent: Cgroup,
 }
 
 impl Scene {
-    /// The agent has learned; the fault begins with `begin`.
-    fn new(
-        name: &str,
-        provider: &Provider,
-    ) -> Result<(Self, impl FnOnce(&mut Self) -> Result<()>)> {
+    fn new(name: &str, provider: &Provider) -> Result<Self> {
         let parent = Cgroup::new(name)?;
         let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
         let dir = tempfile::tempdir()?;
@@ -43,24 +39,19 @@ impl Scene {
             &config,
             provider.table("scripted", &dir.path().join("key"))?,
         )?;
-        let loads = vec![serve(&shop, "0")?, spawn(&batch, IDLE)?];
+        let (service, idle) = (serve(&shop, "0")?, spawn(&batch, IDLE)?);
         let config = config.to_str().context("a path")?;
         let glob = format!("{}/*", parent.path());
         let agent = Agent::start(&glob, &["--config", config])?;
         agent.learn()?;
-        let scene = Self {
+        let noise = spawn(&batch, NOISY)?;
+        Ok(Self {
             agent,
-            shop: shop.path().to_owned(),
-            batch: batch.path().to_owned(),
-            _loads: loads,
-            _cgroups: [shop, batch, parent],
-        };
-        let begin = |scene: &mut Self| {
-            let noise = spawn(&scene._cgroups[1], NOISY)?;
-            scene._loads.push(noise);
-            Ok(())
-        };
-        Ok((scene, begin))
+            _loads: [service, idle, noise],
+            shop,
+            batch,
+            _parent: parent,
+        })
     }
 
     fn all(&self) -> Result<Vec<Value>> {
@@ -81,7 +72,7 @@ impl Scene {
         .with_context(|| self.story())?;
         let found = found.context("found")?;
         ensure!(
-            found["culprit"]["cgroup"] == *self.batch,
+            found["culprit"]["cgroup"] == *self.batch.path(),
             "accused an innocent: {found:#}"
         );
         Ok(found)
@@ -178,8 +169,7 @@ fn a_model_investigates_the_same_incident_and_code_checks_it() -> Result<()> {
         return Ok(());
     }
     let provider = Provider::start(diligent)?;
-    let (mut scene, begin) = Scene::new("model", &provider)?;
-    begin(&mut scene)?;
+    let scene = Scene::new("model", &provider)?;
     let offline = scene.told_by("offline", TOLD)?;
     let told = scene.told_by("agent-loop", ANSWERED);
     provider.check()?;
@@ -197,7 +187,10 @@ fn a_model_investigates_the_same_incident_and_code_checks_it() -> Result<()> {
         told["provider"] == "scripted" && told["model"] == lens_tests::provider::MODEL,
         "{told:#}"
     );
-    ensure!(told["victims"][0]["cgroup"] == *scene.shop, "{told:#}");
+    ensure!(
+        told["victims"][0]["cgroup"] == *scene.shop.path(),
+        "{told:#}"
+    );
     let claims = told["claims"].as_array().context("claims")?;
     ensure!(claims.len() == 2, "the lie is struck out: {told:#}");
     ensure!(told["tokens"]["input"].as_u64() >= Some(700), "{told:#}");
@@ -237,8 +230,7 @@ fn a_malformed_answer_and_a_provider_that_is_down_leave_the_offline_insight() ->
         return Ok(());
     }
     let mut provider = Provider::start(|_| Says::Raw(200, "{\"choices\": 7".to_owned()))?;
-    let (mut scene, begin) = Scene::new("malformed", &provider)?;
-    begin(&mut scene)?;
+    let scene = Scene::new("malformed", &provider)?;
     scene.told_by("offline", TOLD)?;
     until_every(LOOK, "the malformed answer is counted", ANSWERED, || {
         scene

@@ -13,8 +13,8 @@ pub(super) struct Config {
     #[command(subcommand)]
     command: Option<ConfigCommand>,
     /// Settings [default: /etc/lens/lens.toml, if it exists]
-    #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
-    config: Option<PathBuf>,
+    #[arg(long = "config", value_name = "FILE", env = "LENS_CONFIG")]
+    file: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
     /// JSON
@@ -39,7 +39,7 @@ impl Config {
             out.line("the settings make sense")?;
             return Ok(Outcome::Fine);
         }
-        let below = Settings::from_file(self.config.as_deref())?;
+        let below = Settings::from_file(self.file.as_deref())?;
         let settings = self.settings.over(below).complete();
         if self.json {
             out.json(&settings)?;
