@@ -47,9 +47,23 @@ pub(crate) struct Inquirer {
     tools: Tools,
 }
 
+/// Takes in a model's insight, and publishes it.
+pub(crate) trait Hear: std::fmt::Debug + Send + Sync {
+    /// Waits until it is durable.
+    fn hear(&self, insight: Insight);
+}
+
+/// Where nobody judges, it stands beside the others.
+impl Hear for Api {
+    fn hear(&self, insight: Insight) {
+        self.put_insight(insight);
+    }
+}
+
 /// What an inquirer works with.
 #[derive(Debug)]
 pub(crate) struct Tools {
+    pub(crate) judge: Arc<dyn Hear>,
     pub(crate) supervisor: Supervisor,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) store: Arc<Store>,
@@ -147,13 +161,16 @@ impl Inquirer {
             clock: clock.clone(),
             cancel: stop.child_token(),
         };
+        // Before the first word: an agent that is killed meanwhile has taken this one.
+        self.keep_budget();
         let outcome = agent_loop::investigate(&bench).await;
         self.keep_budget();
-        self.publish(&bench.scene, outcome?, clock.now().since(&began));
+        self.publish(&bench.scene, outcome?, clock.now().since(&began))
+            .await;
         Ok(())
     }
 
-    fn publish(&self, scene: &Scene, outcome: Outcome, duration: std::time::Duration) {
+    async fn publish(&self, scene: &Scene, outcome: Outcome, duration: std::time::Duration) {
         let now = self.tools.clock.now().wall;
         for notification in &outcome.notifications {
             let id = format!("{}/{}", scene.incident.id, notification.id);
@@ -170,15 +187,11 @@ impl Inquirer {
         let Some(insight) = self.insight(scene, outcome, duration) else {
             return;
         };
-        records::put_insight(&self.tools.store, &self.tools.telemetry, &insight, |id| {
-            self.tools.api.snapshot(id)
-        });
-        self.tools.telemetry.emit(Event::InsightProduced {
-            id: insight.id.to_string(),
-            verdict: insight.verdict.as_str().to_owned(),
-            strategy: insight.strategy.clone(),
-        });
-        self.tools.api.put_insight(insight);
+        let judge = self.tools.judge.clone();
+        // Waits for the disk.
+        if let Err(why) = tokio::task::spawn_blocking(move || judge.hear(insight)).await {
+            tracing::warn!(%why, "the model's insight was lost");
+        }
     }
 
     /// The insight that supersedes the offline one, if the conclusion says more than it.

@@ -24,6 +24,12 @@ const KEEP: Duration = Duration::from_mins(1);
 /// What of earlier runs is taken up again.
 const REMEMBERED: u32 = 1000;
 
+/// Tenths of seconds since 1970: ids of snapshots stay unique over restarts, because there are no
+/// more than five ticks a second.
+fn first_tick(at: Moment) -> u64 {
+    u64::try_from(at.wall.as_millisecond() / 100).unwrap_or_default()
+}
+
 /// Investigations beyond the judge's own.
 #[derive(Debug)]
 pub(super) struct Demands {
@@ -45,6 +51,8 @@ pub(super) struct Judge {
     asked: Vec<Asked>,
     triage: Triage,
     before: Option<Arc<Sample>>,
+    /// The number that the first tick follows.
+    first: Option<u64>,
     ticks: u64,
     kept_at: Option<Moment>,
     /// Incidents as they were last written.
@@ -98,6 +106,7 @@ impl Judge {
             asked: Vec::new(),
             triage: Triage::new(detector),
             before: None,
+            first: None,
             ticks: 0,
             kept_at: None,
             written: BTreeMap::new(),
@@ -110,9 +119,10 @@ impl Judge {
             return;
         };
         self.ticks += 1;
+        let number = *self.first.get_or_insert_with(|| first_tick(sample.at)) + self.ticks;
         let elapsed = sample.at.since(&before.at);
-        let snapshots = skills::look_everywhere(self.ticks, sample, &before, skills::REGISTRY);
-        let tick = Arc::new(Tick::new(self.ticks, sample.at, elapsed, snapshots));
+        let snapshots = skills::look_everywhere(number, sample, &before, skills::REGISTRY);
+        let tick = Arc::new(Tick::new(number, sample.at, elapsed, snapshots));
         self.api.put_tick(tick.clone());
         for update in self.triage.observe(&tick) {
             self.tell(&update);
@@ -120,8 +130,8 @@ impl Judge {
         self.investigate(sample);
         self.investigate_what_was_asked(sample);
         self.write_incidents(sample.at);
-        self.keep(sample.at);
-        self.show(sample, &tick);
+        self.keep_sometimes(sample.at);
+        self.show(sample);
     }
 
     fn tell(&self, update: &Update) {
@@ -190,6 +200,13 @@ impl Judge {
         }
     }
 
+    /// Takes in what a model made of an incident.
+    pub(super) fn hear(&mut self, mut insight: Insight) {
+        self.triage.hear(&mut insight);
+        self.publish(insight);
+        self.write_incidents(self.clock.now());
+    }
+
     fn publish(&self, insight: Insight) {
         records::put_insight(&self.store, &self.telemetry, &insight, |id| {
             self.api.snapshot(id)
@@ -225,11 +242,15 @@ impl Judge {
     }
 
     /// Writes what is read again after a restart, or by who asks while no agent runs.
-    fn keep(&mut self, now: Moment) {
-        if self.kept_at.is_some_and(|at| now.since(&at) < KEEP) {
-            return;
+    fn keep_sometimes(&mut self, now: Moment) {
+        if self.kept_at.is_none_or(|at| now.since(&at) >= KEEP) {
+            self.kept_at = Some(now);
+            self.keep(now);
         }
-        self.kept_at = Some(now);
+    }
+
+    /// The same, whenever it was done last.
+    pub(super) fn keep(&self, now: Moment) {
         let kept = self.triage.detector().kept(now.wall);
         let (store, telemetry) = (&*self.store, &self.telemetry);
         records::put(store, telemetry, (BASELINES, ALL), now.wall, &kept, false);
@@ -239,7 +260,7 @@ impl Judge {
         records::retain(&self.store, &self.telemetry);
     }
 
-    fn show(&self, sample: &Sample, tick: &Tick) {
+    fn show(&self, sample: &Sample) {
         let (series, refused) = self.triage.detector().size();
         let learned = self.triage.detector().learned(sample.at);
         let history = self.api.history_size();
@@ -248,7 +269,8 @@ impl Judge {
         self.api.update_status(|status| {
             status.ready = true;
             status.waiting_for = None;
-            status.ticks = tick.number;
+            status.ticks = self.ticks;
+            status.seen_at = Some(sample.at.wall);
             status.series = series;
             status.series_refused = refused;
             status.learned = learned;

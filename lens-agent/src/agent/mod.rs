@@ -16,6 +16,7 @@ mod on_demand;
 mod own;
 pub(crate) mod records;
 
+use self::judge::Judge;
 pub use self::{
     attacher::{Attacher, AttacherError, Refused},
     closed::{close, try_doors},
@@ -43,7 +44,7 @@ use crate::{
     },
     config::{Config, ConfigError},
     host::{self, HostReader, Root},
-    investigate::Strategy,
+    investigate::{Insight, Strategy},
     outputs::http,
     probes::{self, Probes},
     store::{Store, StoreError},
@@ -96,6 +97,7 @@ pub struct Agent {
     store: Arc<Store>,
     /// Traces on demand, where it could be started.
     attacher: Option<Arc<Attacher>>,
+    judge: Arc<Shared<Judge>>,
 }
 
 /// Children that are to fail once, separated by commas.
@@ -211,8 +213,23 @@ impl Agent {
         api.update_status(|status| {
             status.waiting_for = Some("the first snapshot".to_owned());
             status.started_at = Some(clock.now().wall);
+            status.interval_ms = u64::try_from(config.interval.as_millis()).unwrap_or(u64::MAX);
             status.not_closed = quality.missing;
         });
+        let (asks, asked) = crossbeam_channel::bounded(on_demand::QUEUE);
+        let (inquiries, waiting) = mpsc::channel(inquire::QUEUE);
+        let has_models = config.strategy != Strategy::Offline && !config.providers.is_empty();
+        let judge = Arc::new(Shared::new(Judge::new(
+            config.anomaly.clone(),
+            api.clone(),
+            store.clone(),
+            telemetry.clone(),
+            clock.clone(),
+            judge::Demands {
+                asks: asked,
+                inquiries: has_models.then_some(inquiries),
+            },
+        )));
         let agent = Self {
             api,
             telemetry,
@@ -220,8 +237,18 @@ impl Agent {
             supervisor,
             store,
             attacher: attacher.map(Arc::new),
+            judge,
         };
-        agent.observe(&config, clock, probes, host)?;
+        if has_models {
+            agent.inquire(&config, clock.clone(), waiting)?;
+        }
+        let providers = config.providers.iter().map(|p| p.name.clone());
+        agent.api.set_on_demand(Arc::new(on_demand::OnDemand {
+            providers: providers.filter(|_| has_models).collect(),
+            asks,
+            attacher: agent.attacher.clone(),
+        }));
+        agent.observe(config.interval, clock, probes, host);
         let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
             StartError::Listen {
                 addr: listening,
@@ -252,82 +279,50 @@ impl Agent {
         }
     }
 
-    fn observe(
-        &self,
-        config: &Config,
-        clock: Arc<dyn Clock>,
-        probes: Probes,
-        host: HostReader,
-    ) -> Result<(), ConfigError> {
+    fn observe(&self, interval: Duration, clock: Arc<dyn Clock>, probes: Probes, host: HostReader) {
         let (readings, kernel) = crossbeam_channel::bounded(observe::QUEUE);
         let (samples, judged) = crossbeam_channel::bounded(observe::QUEUE);
-        let (asks, asked) = crossbeam_channel::bounded(on_demand::QUEUE);
-        let inquiries = self.inquire(config, clock.clone())?;
-        let providers = config.providers.iter().map(|p| p.name.clone());
-        self.api.set_on_demand(Arc::new(on_demand::OnDemand {
-            providers: providers.filter(|_| inquiries.is_some()).collect(),
-            asks,
-            attacher: self.attacher.clone(),
-        }));
-        let judge = judge::Judge::new(
-            config.anomaly.clone(),
-            self.api.clone(),
-            self.store.clone(),
-            self.telemetry.clone(),
-            clock.clone(),
-            judge::Demands {
-                asks: asked,
-                inquiries,
-            },
-        );
-        let judge = Shared::new(judge);
+        let judge = self.judge.clone();
         self.supervisor
             .blocking_child(Spec::permanent("judge"), move |token| {
                 take_weight();
                 observe::each(&token, &judged, |sample| judge.lock().look(&sample));
                 Ok::<(), io::Error>(())
             });
-        let stage = Shared::new(observe::Host::new(host, self.telemetry.clone()));
+        let stage = Shared::new(observe::Host::new(host, samples, self.telemetry.clone()));
         self.supervisor
             .blocking_child(Spec::permanent("host"), move |token| {
                 take_weight();
-                observe::each(&token, &kernel, |reading| {
-                    // A full queue means that the judge is behind; the next sample covers the time.
-                    let _ = samples.try_send(stage.lock().read(reading));
-                });
+                observe::each(&token, &kernel, |reading| stage.lock().read(reading));
                 Ok::<(), io::Error>(())
             });
         let traces = self.attacher.as_ref().map(|attacher| attacher.latest());
         let stage = observe::Kernel::new(
             probes,
             traces.unwrap_or_default(),
+            readings,
             self.api.clone(),
             self.telemetry.clone(),
         );
         let stage = Shared::new(stage);
-        let interval = config.interval;
         self.supervisor
             .blocking_child(Spec::permanent("probes"), move |token| {
                 take_weight();
-                observe::on_time(&token, interval, &*clock, |now| {
-                    let _ = readings.try_send(stage.lock().read(now));
-                });
+                observe::on_time(&token, interval, &*clock, |now| stage.lock().read(now));
                 Ok::<(), io::Error>(())
             });
-        Ok(())
     }
 
-    /// Starts the stage that asks models; where to ask it, if there is any to be asked.
+    /// Starts the stage that asks models.
     fn inquire(
         &self,
         config: &Config,
         clock: Arc<dyn Clock>,
-    ) -> Result<Option<mpsc::Sender<Inquiry>>, ConfigError> {
-        if config.strategy == Strategy::Offline {
-            return Ok(None);
-        }
+        waiting: mpsc::Receiver<Inquiry>,
+    ) -> Result<(), ConfigError> {
         let group = self.supervisor.group("investigations");
         let tools = Tools {
+            judge: self.judge.clone(),
             supervisor: group.clone(),
             clock,
             store: self.store.clone(),
@@ -335,9 +330,8 @@ impl Agent {
             api: self.api.clone(),
         };
         let Some(inquirer) = Inquirer::connect(&config.providers, config.budget, tools)? else {
-            return Ok(None);
+            return Ok(());
         };
-        let (inquiries, waiting) = mpsc::channel(inquire::QUEUE);
         let stage = Arc::new((inquirer, tokio::sync::Mutex::new(waiting)));
         group.child(Spec::permanent("coordinator"), move |token| {
             let stage = stage.clone();
@@ -357,7 +351,7 @@ impl Agent {
                 }
             }
         });
-        Ok(Some(inquiries))
+        Ok(())
     }
 
     /// Runs until `stop` is cancelled, then ends everything.
@@ -367,9 +361,13 @@ impl Agent {
         for child in stopped.aborted {
             tracing::warn!(child, "did not end in time");
         }
-        let store = self.store;
+        let (store, judge) = (self.store, self.judge);
         // Waits for the disk.
-        let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+        let flushed = tokio::task::spawn_blocking(move || {
+            judge.lock().keep(SystemClock.now());
+            store.flush()
+        });
+        let flushed = flushed.await;
         if let Ok(Err(why)) = flushed {
             self.telemetry.emit(Event::StoreError {
                 why: why.to_string(),
@@ -381,6 +379,12 @@ impl Agent {
 /// What a stage keeps over a failure of its own.
 #[derive(Debug)]
 struct Shared<T>(Mutex<T>);
+
+impl inquire::Hear for Shared<Judge> {
+    fn hear(&self, insight: Insight) {
+        self.lock().hear(insight);
+    }
+}
 
 impl<T> Shared<T> {
     fn new(value: T) -> Self {

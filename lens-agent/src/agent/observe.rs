@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::{StartError, attacher::Latest, own::OwnClock};
@@ -14,7 +14,8 @@ use crate::{
     },
     host::{self, Cgroup, HostReader},
     probes::{
-        self, KernelReading, LogLevel, LogLine, Probes, ProgramCost, lifecycle::AbnormalExit,
+        self, FunctionReading, KernelReading, LogLevel, LogLine, Probes, ProgramCost,
+        lifecycle::AbnormalExit,
     },
     skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
@@ -100,6 +101,9 @@ fn v1_id(reader: &HostReader, controller: &str) -> Option<u32> {
 pub(super) struct Kernel {
     probes: Probes,
     traces: Latest,
+    readings: Sender<Reading>,
+    /// What of a reading that found no room cannot be read again.
+    left: Left,
     api: Api,
     telemetry: Telemetry,
     last: Option<(Moment, Costs)>,
@@ -108,6 +112,16 @@ pub(super) struct Kernel {
     lost: Quality,
     own: OwnClock,
 }
+
+/// Counters are read again; this is not.
+#[derive(Debug, Default)]
+struct Left {
+    abnormal: Vec<AbnormalExit>,
+    function: Option<Arc<FunctionReading>>,
+}
+
+/// The name under which readings that a stage had no room for are counted as lost.
+const SKIPPED: &str = "agent.readings";
 
 /// What each probe's programs have cost.
 type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
@@ -121,11 +135,19 @@ pub(super) struct Reading {
 }
 
 impl Kernel {
-    pub(super) fn new(probes: Probes, traces: Latest, api: Api, telemetry: Telemetry) -> Self {
+    pub(super) fn new(
+        probes: Probes,
+        traces: Latest,
+        readings: Sender<Reading>,
+        api: Api,
+        telemetry: Telemetry,
+    ) -> Self {
         let own = OwnClock::default();
         Self {
             probes,
             traces,
+            readings,
+            left: Left::default(),
             api,
             telemetry,
             last: None,
@@ -135,9 +157,14 @@ impl Kernel {
         }
     }
 
-    pub(super) fn read(&mut self, now: Moment) -> Reading {
+    /// Reads everything once, and hands it on.
+    pub(super) fn read(&mut self, now: Moment) {
         let mut kernel = self.probes.read();
-        kernel.function = self.traces.take();
+        let left = std::mem::take(&mut self.left);
+        kernel.function = self.traces.take().or(left.function);
+        if let Some(lifecycle) = &mut kernel.lifecycle {
+            lifecycle.abnormal.splice(..0, left.abnormal);
+        }
         self.probes.take_log().iter().for_each(say);
         for (map, n) in &kernel.quality.lost {
             let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
@@ -159,10 +186,18 @@ impl Kernel {
                 .collect(),
         );
         let own = self.show_probes(now);
-        Reading {
+        let reading = Reading {
             at: now,
             kernel,
             own,
+        };
+        if let Err(TrySendError::Full(reading)) = self.readings.try_send(reading) {
+            skipped(&self.telemetry);
+            let lifecycle = reading.kernel.lifecycle;
+            self.left = Left {
+                abnormal: lifecycle.map(|l| l.abnormal).unwrap_or_default(),
+                function: reading.kernel.function,
+            };
         }
     }
 
@@ -226,6 +261,14 @@ impl Kernel {
     }
 }
 
+/// A stage is behind. The next reading covers the time, but not its maxima.
+fn skipped(telemetry: &Telemetry) {
+    telemetry.emit(Event::EventsLost {
+        map: SKIPPED.to_owned(),
+        n: 1,
+    });
+}
+
 fn program(now: ProgramCost, then: Option<&ProgramCost>, elapsed: Duration) -> ProgramStatus {
     let ns = elapsed.as_nanos() as f64;
     let runs = now.runs.saturating_sub(then.map_or(0, |t| t.runs)) as f64;
@@ -263,18 +306,30 @@ fn say(line: &LogLine) {
 #[derive(Debug)]
 pub(super) struct Host {
     look: Look,
+    samples: Sender<Arc<Sample>>,
+    /// A trace whose sample found no room.
+    function: Option<Arc<FunctionReading>>,
     telemetry: Telemetry,
 }
 
 impl Host {
-    pub(super) fn new(reader: HostReader, telemetry: Telemetry) -> Self {
+    pub(super) fn new(
+        reader: HostReader,
+        samples: Sender<Arc<Sample>>,
+        telemetry: Telemetry,
+    ) -> Self {
         Self {
             look: Look::new(reader),
+            samples,
+            function: None,
             telemetry,
         }
     }
 
-    pub(super) fn read(&mut self, reading: Reading) -> Arc<Sample> {
+    /// Completes a reading, and hands it on.
+    pub(super) fn read(&mut self, mut reading: Reading) {
+        let function = self.function.take();
+        reading.kernel.function = reading.kernel.function.or(function);
         let sample = self
             .look
             .complete(reading.kernel, reading.at, Some(reading.own));
@@ -282,7 +337,11 @@ impl Host {
             let (source, why) = (missing.probe.clone(), missing.why.clone());
             self.telemetry.emit(Event::ReadFailed { source, why });
         }
-        sample
+        // Abnormal exits are remembered for longer than one sample.
+        if let Err(TrySendError::Full(sample)) = self.samples.try_send(sample) {
+            skipped(&self.telemetry);
+            self.function.clone_from(&sample.kernel.function);
+        }
     }
 }
 

@@ -200,7 +200,7 @@ impl Detector {
         }
     }
 
-    /// How many series there are, and how many found no room.
+    /// How many series there are, and how many of the last tick found no room.
     pub fn size(&self) -> (usize, u64) {
         (self.series.len(), self.refused)
     }
@@ -279,6 +279,7 @@ impl Detector {
     }
 
     fn admit(&mut self, tick: &Tick) {
+        self.refused = 0;
         for (scope, snapshots) in &tick.scopes {
             let mut of_scope = 0;
             for name in snapshots.iter().flat_map(|s| s.metrics.keys()) {

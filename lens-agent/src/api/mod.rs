@@ -20,7 +20,7 @@ pub use self::{
     on_demand::{OnDemand, Refused, Tracing},
     since::{SinceError, since},
     traced::{Bar, Caller, Traced},
-    view::{ProbeState, ProbeStatus, ProgramStatus, SkillInfo, Status, TargetStatus},
+    view::{ProbeState, ProbeStatus, ProgramStatus, SkillEntry, Status, TargetStatus},
 };
 use crate::{
     anomaly::{self, Incident, Severity},
@@ -310,8 +310,8 @@ pub fn newest_insights(
 }
 
 /// Every skill, as it is listed.
-pub fn skill_infos() -> Vec<SkillInfo> {
-    let info = |skill: &&'static dyn skills::Skill| SkillInfo {
+pub fn skill_entries() -> Vec<SkillEntry> {
+    let info = |skill: &&'static dyn skills::Skill| SkillEntry {
         id: skill.id(),
         title: skill.title(),
         description: skill.description(),

@@ -22,11 +22,15 @@ pub struct Status {
     pub waiting_for: Option<String>,
     /// When it started.
     pub started_at: Option<Timestamp>,
+    /// Time between two readings.
+    pub interval_ms: u64,
+    /// When the newest reading was judged.
+    pub seen_at: Option<Timestamp>,
     /// Ticks so far.
     pub ticks: u64,
     /// Series that are judged.
     pub series: usize,
-    /// Series that found no room.
+    /// Series of the last tick that found no room.
     pub series_refused: u64,
     /// The part of the series that trust their own baselines, 0 to 1.
     pub learned: f64,
@@ -99,9 +103,9 @@ pub struct TargetStatus {
     pub id: u64,
 }
 
-/// A skill.
+/// A skill, as it is listed.
 #[derive(Clone, Debug, Serialize)]
-pub struct SkillInfo {
+pub struct SkillEntry {
     /// Its id.
     pub id: &'static str,
     /// A few words.

@@ -5,9 +5,14 @@ pub const MAX_NAME: usize = 256;
 
 /// `raw` without control, zero-width and direction-changing characters, at most [`MAX_NAME`] long.
 pub fn clean(raw: &str) -> String {
+    clean_text(raw, MAX_NAME)
+}
+
+/// The same for a text of at most `longest` characters.
+pub fn clean_text(raw: &str, longest: usize) -> String {
     raw.chars()
         .map(|c| if is_hostile(c) { '?' } else { c })
-        .take(MAX_NAME)
+        .take(longest)
         .collect()
 }
 

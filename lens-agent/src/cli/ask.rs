@@ -133,7 +133,8 @@ impl Ask {
         is_set.then(|| Token::from_env(TOKEN)).transpose()
     }
 
-    fn dir(&self) -> PathBuf {
+    /// Where an agent remembers.
+    pub(super) fn dir(&self) -> PathBuf {
         let configured = || Settings::from_file(None).ok().and_then(|s| s.state_dir);
         self.state_dir
             .clone()

@@ -16,7 +16,7 @@ use crate::{
     anomaly::{self, Detector},
     api::{Api, Investigation, InvestigationRequest, Progress, newest_insights},
     base::clock::{Clock, SystemClock},
-    config::{ConfigError, STATE_DIR, Settings, Span},
+    config::{ConfigError, Settings, Span},
     history::Tick,
     host::{HostReader, Root},
     investigate::{Insight, Strategy, Triage, insight::Verdict, scene::Scene},
@@ -112,7 +112,7 @@ impl Investigate {
         if settings.provider.is_empty() || seen.scenes.is_empty() {
             return Ok(told);
         }
-        ask_models(settings, seen).await
+        ask_models(settings, self.ask.dir(), seen).await
     }
 
     /// Leaves only the providers that are to be asked.
@@ -184,8 +184,7 @@ struct Seen {
 }
 
 /// The same limits, the same record of what was sent as those of an agent with these settings.
-async fn ask_models(settings: Settings, seen: Seen) -> Result<Vec<Insight>, Trouble> {
-    let dir = settings.state_dir.unwrap_or_else(|| STATE_DIR.into());
+async fn ask_models(settings: Settings, dir: PathBuf, seen: Seen) -> Result<Vec<Insight>, Trouble> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let telemetry = Telemetry::new();
     let supervisor = Supervisor::new("investigation", telemetry.clone(), clock.clone());
@@ -195,6 +194,7 @@ async fn ask_models(settings: Settings, seen: Seen) -> Result<Vec<Insight>, Trou
     Store::make_directory(&dir)?;
     let store = Arc::new(Store::open(&dir, &telemetry)?);
     let tools = Tools {
+        judge: Arc::new(api.clone()),
         supervisor,
         clock,
         store: store.clone(),

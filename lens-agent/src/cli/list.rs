@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     agent::records,
-    api::{ProbeState, ProbeStatus, TargetStatus, skill_infos},
+    api::{ProbeState, ProbeStatus, TargetStatus, skill_entries},
     supervise::Node,
 };
 
@@ -22,7 +22,7 @@ pub(super) struct Skills {
 
 impl Skills {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let mut infos = skill_infos();
+        let mut infos = skill_entries();
         if let Some(id) = &self.skill {
             infos.retain(|s| s.id == id);
             if infos.is_empty() {
@@ -46,7 +46,7 @@ impl Skills {
                 out.table(&[words("metric"), words("meaning")], rows.collect())?;
             }
         } else {
-            let row = |s: crate::api::SkillInfo| {
+            let row = |s: crate::api::SkillEntry| {
                 vec![
                     s.id.to_owned(),
                     s.metrics.len().to_string(),

@@ -116,6 +116,11 @@ impl<'a> Case<'a> {
         values(&self.since, scope, metric, None)
     }
 
+    /// Whether anything was seen before the onset.
+    pub fn has_before(&self) -> bool {
+        !self.before.is_empty()
+    }
+
     /// Whether the cgroup was there before the onset.
     pub fn was_there(&self, scope: &Scope) -> bool {
         self.before.len() >= ENOUGH && self.before.iter().all(|t| t.scopes.contains_key(scope))

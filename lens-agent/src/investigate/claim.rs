@@ -277,7 +277,7 @@ fn change(case: &Case<'_>, scope: &Scope, metric: &str, up: bool) -> Told {
         (Relation::Less, normal.low)
     };
     let mut row = evidence(case, scope, metric, None, relation, value)?;
-    row.holds &= !held_before(case, &row);
+    row = since_the_onset(case, row);
     let usual = match normal.source {
         Source::Own => "usual",
         Source::Borrowed => "to be expected, from others like it or from physical limits",
@@ -303,7 +303,8 @@ fn caused(case: &Case<'_>, victim: &Scope, metric: &str, by: &By, least: f64) ->
         Relation::AtLeast,
         whole * least,
     )?;
-    part.holds &= !held_before(case, &part) && part.seen > 0.0;
+    part = since_the_onset(case, part);
+    part.holds &= part.seen > 0.0;
     let text = format!(
         "{victim} waited {} (usual: under {}); {} of it behind {by}.",
         show(case, metric, whole),
@@ -316,8 +317,7 @@ fn caused(case: &Case<'_>, victim: &Scope, metric: &str, by: &By, least: f64) ->
 
 fn share(case: &Case<'_>, scope: &Scope, metric: &str, least: f64) -> Told {
     let whole = case.value(&Scope::Host, metric)?;
-    let mut row = at_least(case, scope, metric, whole * least)?;
-    row.holds &= !held_before(case, &row);
+    let row = since_the_onset(case, at_least(case, scope, metric, whole * least)?);
     let (part, name) = (percent(row.seen, whole), short(metric));
     let seen = show(case, metric, row.seen);
     let text = format!("{scope} makes {part} of the host's {name} ({seen}).");
@@ -326,7 +326,7 @@ fn share(case: &Case<'_>, scope: &Scope, metric: &str, least: f64) -> Told {
 
 fn part(case: &Case<'_>, scope: &Scope, metric: &str, of: &str, least: f64) -> Told {
     let whole = case.value(scope, of)?;
-    let row = at_least(case, scope, metric, whole * least)?;
+    let row = since_the_onset(case, at_least(case, scope, metric, whole * least)?);
     let part = percent(row.seen, whole);
     let text = format!(
         "{part} of the {} of {scope} is {}.",
@@ -338,7 +338,7 @@ fn part(case: &Case<'_>, scope: &Scope, metric: &str, of: &str, least: f64) -> T
 
 fn reached(case: &Case<'_>, scope: &Scope, metric: &str, limit: &str, least: f64) -> Told {
     let most = case.value(scope, limit)?;
-    let row = at_least(case, scope, metric, most * least)?;
+    let row = since_the_onset(case, at_least(case, scope, metric, most * least)?);
     let (seen, most) = (show(case, metric, row.seen), show(case, limit, most));
     let name = short(metric);
     let text = format!("{scope} is at {seen} of {name}, and its limit is {most}.");
@@ -347,7 +347,7 @@ fn reached(case: &Case<'_>, scope: &Scope, metric: &str, limit: &str, least: f64
 
 fn exceeds(case: &Case<'_>, scope: &Scope, metric: &str, other: &Scope, factor: f64) -> Told {
     let least = case.value(other, metric)? * factor;
-    let row = at_least(case, scope, metric, least)?;
+    let row = since_the_onset(case, at_least(case, scope, metric, least)?);
     let (seen, least) = (show(case, metric, row.seen), show(case, metric, least));
     let name = capital(&short(metric));
     let text = format!("{name} of {scope} is {seen}; {factor} times that of {other} is {least}.");
@@ -422,13 +422,14 @@ fn evidence(
 }
 
 /// A relation that held before the onset too supports no cause.
-fn held_before(case: &Case<'_>, row: &Evidence) -> bool {
+fn since_the_onset(case: &Case<'_>, mut row: Evidence) -> Evidence {
     let before = case.before(&row.scope, &row.metric, row.by.as_ref());
     let held = before
         .iter()
         .filter(|v| row.relation.holds(**v, row.value))
         .count();
-    held as f64 > BEFORE_TOO * before.len() as f64
+    row.holds &= held as f64 <= BEFORE_TOO * before.len() as f64;
+    row
 }
 
 /// `runq_wait_ms_per_sec` for people.

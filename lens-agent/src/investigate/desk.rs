@@ -3,9 +3,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{
     actor::actor,
     case::Case,
+    category::Category,
     claim::Kind,
     insight::{Insight, Tokens, Verdict},
     offline::{self, Answer},
@@ -24,11 +27,50 @@ const BETTER: f64 = 0.1;
 /// A victim whose throughput fell below this part of what is normal makes an incident critical.
 const THROUGHPUT: f64 = 0.5;
 
+/// Looks in a row that agree on another cause before it takes the place of the one that was told.
+const OTHERWISE: u32 = 3;
+
 #[derive(Debug, Default)]
 struct Watch {
     last: Option<Answer>,
-    told: Option<(Answer, Arc<str>)>,
+    /// Looks in a row that agreed with the last.
+    agreed: u32,
+    told: Option<Told>,
+    /// The newest insight, also of before the incident came back.
+    newest: Option<Arc<str>>,
     made: u32,
+    /// When the incident came back, as far as is known here.
+    reopened_at: Option<Timestamp>,
+    /// What was seen before the onset, held still: it is what the present is compared with.
+    before: Vec<Arc<Tick>>,
+}
+
+/// What the newest insight says.
+#[derive(Debug)]
+struct Told {
+    verdict: Verdict,
+    category: Category,
+    culprit: Option<Arc<str>>,
+    confidence: f64,
+}
+
+impl Told {
+    fn says(&self, answer: &Answer) -> bool {
+        let culprit = answer.culprit.as_ref().and_then(Scope::path);
+        (self.verdict, self.category, self.culprit.as_deref())
+            == (answer.verdict, answer.category, culprit)
+    }
+}
+
+impl From<&Insight> for Told {
+    fn from(insight: &Insight) -> Self {
+        Self {
+            verdict: insight.verdict,
+            category: insight.category,
+            culprit: insight.culprit.as_ref().map(|c| c.cgroup.clone()),
+            confidence: insight.confidence,
+        }
+    }
 }
 
 /// The open investigations.
@@ -49,23 +91,25 @@ impl Desk {
         sample: &Sample,
         now: Moment,
     ) -> Option<(Insight, Severity)> {
-        let case = Case::new(incident, onset, ticks, detector)?;
         let watch = self.watches.entry(incident.id.clone()).or_default();
+        watch.follow(incident, onset, ticks);
+        let ticks = watch.with_before(onset, ticks);
+        let case = Case::new(incident, onset, &ticks, detector)?;
         let answer = offline::investigate(&case, watch.last.as_ref());
         let agreed = watch.last.as_ref().is_some_and(|last| last.agrees(&answer));
+        watch.agreed = if agreed { watch.agreed + 1 } else { 0 };
         watch.last = Some(answer.clone());
         let opened = incident.reopened_at.unwrap_or(incident.opened_at);
         let waited = now.wall.duration_since(opened).unsigned_abs() >= PATIENCE;
         let new = match &watch.told {
             None if answer.verdict == Verdict::Cause => agreed || waited,
             None => waited,
-            Some((told, _)) if told.agrees(&answer) => {
-                answer.confidence >= told.confidence + BETTER
-            }
-            Some((told, _)) => {
+            Some(told) if told.says(&answer) => answer.confidence >= told.confidence + BETTER,
+            Some(told) => {
+                let surer = told.verdict != Verdict::Cause || answer.confidence > told.confidence;
                 agreed
                     && answer.verdict == Verdict::Cause
-                    && (told.verdict != Verdict::Cause || answer.confidence > told.confidence)
+                    && (surer || watch.agreed + 1 >= OTHERWISE)
             }
         };
         if !new {
@@ -73,15 +117,31 @@ impl Desk {
         }
         watch.made += 1;
         let id: Arc<str> = format!("{}-{}", incident.id, watch.made).into();
-        let supersedes = watch
-            .told
-            .replace((answer.clone(), id.clone()))
-            .map(|(_, id)| id);
         let severity = severity(&case, &answer);
-        Some((
-            tell(incident, id, supersedes, answer, sample, now),
-            severity,
-        ))
+        let supersedes = watch.newest.replace(id.clone());
+        let insight = tell(incident, id, supersedes, answer, sample, now);
+        watch.told = Some(Told::from(&insight));
+        Some((insight, severity))
+    }
+
+    /// Another, a model, has answered: its insight is to supersede the newest one.
+    pub(super) fn heard(&mut self, insight: &mut Insight) {
+        let Some(watch) = self.watches.get_mut(&insight.incident) else {
+            return;
+        };
+        insight.supersedes = watch.newest.replace(insight.id.clone());
+        watch.told = Some(Told::from(&*insight));
+    }
+
+    /// The ticks that the newest answer was made from.
+    pub(super) fn ticks(
+        &self,
+        incident: &str,
+        onset: Moment,
+        ticks: &[Arc<Tick>],
+    ) -> Vec<Arc<Tick>> {
+        let watch = self.watches.get(incident);
+        watch.map_or_else(|| ticks.to_vec(), |watch| watch.with_before(onset, ticks))
     }
 
     /// The newest answer about an incident.
@@ -95,13 +155,36 @@ impl Desk {
     }
 }
 
+impl Watch {
+    /// Takes note of how the incident goes on: one that came back is looked at anew, because it may
+    /// have another cause this time.
+    fn follow(&mut self, incident: &Incident, onset: Moment, ticks: &[Arc<Tick>]) {
+        let is_back = incident.reopened_at != self.reopened_at;
+        if is_back {
+            self.reopened_at = incident.reopened_at;
+            (self.last, self.told, self.agreed) = (None, None, 0);
+        }
+        if is_back || self.before.is_empty() {
+            let before = ticks.iter().filter(|tick| tick.at <= onset);
+            self.before = before.cloned().collect();
+        }
+    }
+
+    /// What was held still, then what came after it.
+    fn with_before(&self, onset: Moment, ticks: &[Arc<Tick>]) -> Vec<Arc<Tick>> {
+        let since = ticks.iter().filter(|tick| tick.at > onset);
+        self.before.iter().chain(since).cloned().collect()
+    }
+}
+
 fn severity(case: &Case<'_>, answer: &Answer) -> Severity {
     let lost = |scope: &Scope| {
         let now = case.value(scope, "syscalls_per_sec");
         let normal = case.normal(scope, "syscalls_per_sec");
         matches!((now, normal), (Some(now), Some(normal)) if now < THROUGHPUT * normal.median)
     };
-    if answer.victims.iter().any(lost) {
+    let hit = case.anomalous("memory_limit_hits_per_sec").next().is_some();
+    if hit || answer.victims.iter().any(lost) {
         Severity::Critical
     } else if answer.victims.is_empty() {
         Severity::Info

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::claim::{Claim, Kind};
-use crate::base::quality::Quality;
+use crate::base::{quality::Quality, scope::Scope, snapshot::By};
 
 /// Kinds that bind a culprit to a victim or to a resource.
 const LINKS: &[Kind] = &[Kind::Pair, Kind::Share, Kind::Limit, Kind::Order];
@@ -13,6 +13,18 @@ pub fn bears_cause(claims: &[Claim]) -> bool {
     let has = |kinds: &[Kind]| claims.iter().any(|c| c.holds() && kinds.contains(&c.kind));
     // A pair shows the victim's change as well.
     has(&[Kind::Change, Kind::Pair]) && has(LINKS)
+}
+
+/// Whether these claims bind `culprit` to what they say: it caused what a victim waits for, or it
+/// changed and something links it to a resource. That it occurs in some claim is not enough.
+pub fn binds(claims: &[Claim], culprit: &Scope) -> bool {
+    let holding = || claims.iter().filter(|c| c.holds());
+    let is_by =
+        |by: &Option<By>| matches!(by, Some(By::Cgroup(path)) if culprit.path() == Some(path));
+    let caused = holding().any(|c| c.kind == Kind::Pair && c.evidence.iter().any(|e| is_by(&e.by)));
+    let is_about = |c: &Claim| c.evidence.iter().any(|e| e.scope == *culprit);
+    let about = |kinds: &[Kind]| holding().any(|c| kinds.contains(&c.kind) && is_about(c));
+    caused || about(&[Kind::Change]) && about(&[Kind::Share, Kind::Limit, Kind::Order])
 }
 
 /// What confidence begins with when all required claims hold.
@@ -28,6 +40,8 @@ const AGREED: f64 = 0.05;
 const BORROWED: f64 = 0.85;
 /// Nothing is certain.
 const MOST: f64 = 0.97;
+/// When nothing was seen before the onset, whatever holds may have held all along.
+const MOST_WITHOUT_BEFORE: f64 = 0.6;
 /// With events lost in what was counted.
 const MOST_WITH_LOSS: f64 = 0.7;
 /// With something missing that would have been looked at.
@@ -46,6 +60,8 @@ pub struct Grounds<'a> {
     pub borrowed: bool,
     /// Whether the answer before said the same.
     pub agreed: bool,
+    /// Whether the time before the onset was seen.
+    pub before: bool,
     /// What was not seen.
     pub quality: &'a Quality,
 }
@@ -67,6 +83,9 @@ pub fn confidence(grounds: &Grounds<'_>) -> f64 {
     let mut confidence = BASE + support + corroborated + agreed - against;
     if grounds.borrowed {
         confidence *= BORROWED;
+    }
+    if !grounds.before {
+        confidence = confidence.min(MOST_WITHOUT_BEFORE);
     }
     confidence.min(cap(grounds.quality)).clamp(0.0, 1.0)
 }
@@ -117,6 +136,7 @@ mod tests {
             against: 0,
             borrowed: false,
             agreed: true,
+            before: true,
             quality,
         };
         confidence(&grounds)
@@ -130,6 +150,32 @@ mod tests {
         assert!(!bears_cause(std::slice::from_ref(&change)));
         assert!(!bears_cause(std::slice::from_ref(&share)));
         assert!(!bears_cause(&[change, claim(Kind::Share, "a", false)]));
+    }
+
+    #[test]
+    fn a_culprit_is_bound_by_what_it_did_not_by_being_named() {
+        let of = |kind, scope: &Scope, by: Option<&str>| {
+            let mut claim = claim(kind, "a", true);
+            claim.evidence[0].scope = scope.clone();
+            claim.evidence[0].by = by.map(By::from);
+            claim
+        };
+        let (shop, batch, idle) = (
+            Scope::cgroup("/shop"),
+            Scope::cgroup("/batch"),
+            Scope::cgroup("/idle"),
+        );
+        let claims = [
+            of(Kind::Pair, &shop, Some("/batch")),
+            of(Kind::Change, &shop, None),
+            of(Kind::Absence, &idle, None),
+            of(Kind::Share, &idle, None),
+        ];
+        assert!(binds(&claims, &batch));
+        assert!(!binds(&claims, &idle), "a share, and no change");
+        assert!(!binds(&claims, &shop), "a change, and no link");
+        let throttled = [of(Kind::Change, &shop, None), of(Kind::Share, &shop, None)];
+        assert!(binds(&throttled, &shop));
     }
 
     #[test]

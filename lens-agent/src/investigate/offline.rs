@@ -7,7 +7,7 @@ use super::{
     case::Case,
     category::Category,
     claim::{Claim, Kind, Statement},
-    evidence::{Grounds, bears_cause, confidence},
+    evidence::{Grounds, bears_cause, binds, confidence},
     insight::{Correlation, Hypothesis, Status, Verdict},
     mechanisms::{Mechanism, Proposal, REGISTRY},
 };
@@ -165,7 +165,8 @@ fn check(
         .collect();
     let (supporting, against): (Vec<_>, Vec<_>) = checked.into_iter().partition(Claim::holds);
     let claims: Vec<Claim> = required.iter().chain(&supporting).cloned().collect();
-    if !bears_cause(&claims) {
+    let bound = |culprit: &Scope| binds(&claims, culprit);
+    if !bears_cause(&claims) || !proposal.culprit.as_ref().is_none_or(bound) {
         return Err(reject("nothing binds it to what changed".to_owned()));
     }
     let borrowed = case
@@ -181,6 +182,7 @@ fn check(
         against: against.len(),
         borrowed,
         agreed,
+        before: case.has_before(),
         quality,
     });
     Ok(Finding {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{desk::Desk, insight::Insight, scene::Scene};
 use crate::{
-    anomaly::{Detector, Incidents, Update},
+    anomaly::{Detector, Incidents, Severity, Update},
     base::clock::Moment,
     history::Tick,
     skills::Sample,
@@ -52,6 +52,14 @@ impl Triage {
         told.into_iter().map(|(insight, _)| insight).collect()
     }
 
+    /// Takes in what a model made of an incident: the newest insight of it from now on.
+    pub fn hear(&mut self, insight: &mut Insight) {
+        self.desk.heard(insight);
+        let id = insight.id.clone();
+        self.incidents
+            .add_insight(&insight.incident, id, Severity::Info);
+    }
+
     /// An open incident that has been looked at, held still for a longer investigation.
     pub fn scene(
         &self,
@@ -65,7 +73,7 @@ impl Triage {
         Some(Scene {
             incident: incident.clone(),
             onset,
-            ticks: ticks.to_vec(),
+            ticks: self.desk.ticks(&incident.id, onset, ticks),
             ranges: self.detector.freeze(sample.at),
             sample: sample.clone(),
             answer: answer.clone(),

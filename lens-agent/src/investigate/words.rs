@@ -2,25 +2,37 @@
 //! them must occur there.
 
 use super::claim::Claim;
-use crate::base::snapshot::By;
+use crate::base::{snapshot::By, text::clean_text};
 
 /// A number may be rounded: this much off is the same.
 const ROUNDED: f64 = 0.06;
 
-/// Whether every number and every path in `text` occurs in `claims`.
-pub(super) fn are_borne_out(text: &str, claims: &[Claim]) -> bool {
+/// The longest text that is kept, in characters.
+const LONGEST: usize = 600;
+/// Shorter last parts of a path are words like others.
+const NAME: usize = 3;
+
+/// `text` without hostile characters, if every number and every cgroup in it occurs in `claims`.
+/// `known` are the paths of all cgroups: of one that no claim names, the last part counts too.
+pub(super) fn borne_out(text: &str, claims: &[Claim], known: &[&str]) -> Option<String> {
+    let text = clean_text(text, LONGEST);
     let claimed: Vec<f64> = claims.iter().flat_map(numbers_of).collect();
     let names: Vec<String> = claims.iter().flat_map(names_of).collect();
-    let paths_are_known = paths(text).all(|path| names.iter().any(|n| n == path));
-    let bare = without_names(text, &names);
-    paths_are_known
-        && numbers(&bare)
+    let bare = without_names(&text, &names);
+    let stranger = |path: &&str| {
+        let last = path.rsplit('/').next().unwrap_or_default();
+        last.len() >= NAME && !names.iter().any(|n| n == path) && has_word(&bare, last)
+    };
+    let holds = paths(&text).all(|path| names.iter().any(|n| n == path))
+        && !known.iter().any(|path| stranger(path))
+        && numbers(&bare)?
             .iter()
-            .all(|n| claimed.iter().any(|c| is_same(*n, *c)))
+            .all(|n| claimed.iter().any(|c| is_same(*n, *c)));
+    holds.then_some(text)
 }
 
 fn numbers_of(claim: &Claim) -> Vec<f64> {
-    let mut found = numbers(&claim.text);
+    let mut found = numbers(&claim.text).unwrap_or_default();
     for evidence in &claim.evidence {
         found.extend([evidence.seen, evidence.value]);
     }
@@ -47,24 +59,41 @@ fn without_names(text: &str, names: &[String]) -> String {
     })
 }
 
-/// Numbers in `text`; thousands may be separated by commas.
-fn numbers(text: &str) -> Vec<f64> {
-    let is_part = |c: char| c.is_ascii_digit() || c == '.' || c == ',';
+/// Numbers in `text`; thousands may be separated by commas. `None` if something is written with
+/// digits and is no number that can be read.
+fn numbers(text: &str) -> Option<Vec<f64>> {
+    let is_part = |c: char| c.is_numeric() || c == '.' || c == ',';
     text.split(|c| !is_part(c))
-        .filter(|word| word.bytes().any(|b| b.is_ascii_digit()))
-        .filter_map(|word| word.trim_matches(['.', ',']).replace(',', "").parse().ok())
+        .map(|word| word.trim_matches(['.', ',']))
+        .filter(|word| !word.is_empty())
+        .map(|word| word.replace(',', "").parse().ok())
         .collect()
 }
 
-/// Words that are a path.
+/// Paths in `text`: what begins with a slash that stands behind no letter or digit, so that `ms/s`
+/// is none.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
-    text.split_whitespace()
-        .map(|word| {
-            word.trim_matches(|c: char| {
-                matches!(c, '.' | ',' | ';' | ':' | '(' | ')' | '"' | '`' | '\'')
-            })
-        })
-        .filter(|word| word.len() > 1 && word.starts_with('/'))
+    let is_end = |c: char| c.is_whitespace() || "\"'`()[]{}<>,;*=".contains(c);
+    text.match_indices('/').filter_map(move |(at, _)| {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || "/-_.".contains(c)) {
+            return None;
+        }
+        let rest = &text[at..];
+        let path = &rest[..rest.find(is_end).unwrap_or(rest.len())];
+        let path = path.trim_end_matches(['.', ':', '!', '?', '/']);
+        (path.len() > 1).then_some(path)
+    })
+}
+
+/// Whether `word` stands in `text`, and not as a part of another word.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_inner = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + word.len()..].chars().next();
+        !before.is_some_and(is_inner) && !after.is_some_and(is_inner)
+    })
 }
 
 /// The same number, rounded, or in the larger unit: seconds for milliseconds, MiB for bytes.
@@ -105,7 +134,8 @@ mod tests {
 
     #[test]
     fn only_claimed_numbers_and_names_pass() {
-        let check = |text: &str| are_borne_out(text, &claims());
+        let known = ["/shop/cart-7f3a", "/batch", "/innocent", "/shop/redis"];
+        let check = |text: &str| borne_out(text, &claims(), &known).is_some();
         assert!(check(
             "/shop/cart-7f3a waits 412 ms/s because /batch holds the CPU."
         ));
@@ -120,6 +150,23 @@ mod tests {
             !check("/shop/cart-7f3a waits because of /innocent."),
             "a name"
         );
+        for hidden in [
+            "cgroup=/innocent does it.",
+            "**/innocent** does it.",
+            "redis does it.",
+            "It waits ９００ ms/s.",
+            "It waits 9.9.9 ms/s.",
+        ] {
+            assert!(!check(hidden), "{hidden}");
+        }
         assert!(check("It waits for a CPU."), "nothing to bear out");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_goes() {
+        let said = borne_out("It waits.\u{1b}]0;x\u{7}", &claims(), &[]).unwrap();
+        assert_eq!(said, "It waits.?]0;x?");
+        let long = borne_out(&"a ".repeat(10_000), &claims(), &[]).unwrap();
+        assert_eq!(long.chars().count(), LONGEST);
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         case::Case,
         category::Category,
         claim::{Claim, Statement},
-        evidence::{Grounds, bears_cause, confidence},
+        evidence::{Grounds, bears_cause, binds, confidence},
         insight::{Hypothesis, Status, Verdict},
         words,
     },
@@ -65,11 +65,11 @@ pub(super) fn check(
                 || matches!(&e.by, Some(By::Cgroup(path)) if scope.path() == Some(path))
         })
     };
-    let bears = bears_cause(&claims) && culprit.as_ref().is_none_or(&names);
+    let bears = bears_cause(&claims) && culprit.as_ref().is_none_or(|c| binds(&claims, c));
     let verdict = match said.verdict {
         Said::Cause if bears && category != Category::None => Verdict::Cause,
-        Said::Cause | Said::Inconclusive => Verdict::Inconclusive,
-        Said::NothingWrong => Verdict::NothingWrong,
+        Said::NothingWrong if is_all_normal(case) => Verdict::NothingWrong,
+        Said::Cause | Said::Inconclusive | Said::NothingWrong => Verdict::Inconclusive,
     };
     let cause = verdict == Verdict::Cause;
     let mut victims = Vec::new();
@@ -90,15 +90,30 @@ pub(super) fn check(
         against: struck.len(),
         borrowed,
         agreed: agrees(category, culprit.as_ref()),
+        before: case.has_before(),
         quality,
     });
-    let summary = words::are_borne_out(&said.summary, &claims).then(|| said.summary.clone());
+    let strangers: Vec<&str> = case.newest.scopes.keys().filter_map(Scope::path).collect();
+    let words = |text: &str| words::borne_out(text, &claims, &strangers);
+    let mut hypotheses = Vec::new();
+    for hypothesis in &said.hypotheses {
+        match (words(&hypothesis.text), words(&hypothesis.why)) {
+            (Some(text), Some(why)) => hypotheses.push(Hypothesis {
+                text,
+                status: status(hypothesis.status, cause),
+                why,
+            }),
+            _ => struck
+                .push("a hypothesis has a number or a name that no claim bears out".to_owned()),
+        }
+    }
+    let summary = words(&said.summary);
     Ok(Conclusion {
         verdict,
         category: if cause { category } else { Category::None },
         culprit: culprit.filter(|_| cause),
         victims: if cause { victims } else { Vec::new() },
-        hypotheses: said.hypotheses.iter().map(hypothesis).collect(),
+        hypotheses,
         claims,
         struck,
         summary,
@@ -106,15 +121,25 @@ pub(super) fn check(
     })
 }
 
-fn hypothesis(said: &super::tools::HypothesisArguments) -> Hypothesis {
-    Hypothesis {
-        text: said.text.clone(),
-        status: match said.status {
-            HypothesisStatus::Supported => Status::Supported,
-            HypothesisStatus::Rejected => Status::Rejected,
-            HypothesisStatus::Open => Status::Open,
-        },
-        why: said.why.clone(),
+/// Whether every series of the incident is within what is normal for it again.
+fn is_all_normal(case: &Case<'_>) -> bool {
+    let normal = |scope: &Scope, name: &str| {
+        let metric = case.metric(name).map(|m| m.name)?;
+        let scope = scope.clone();
+        Statement::Normal { scope, metric }.check(case)
+    };
+    case.incident
+        .series
+        .iter()
+        .all(|series| normal(&series.scope, &series.metric).is_some_and(|claim| claim.holds()))
+}
+
+/// What supports no cause is not decided.
+fn status(said: HypothesisStatus, cause: bool) -> Status {
+    match said {
+        HypothesisStatus::Supported if cause => Status::Supported,
+        HypothesisStatus::Rejected => Status::Rejected,
+        HypothesisStatus::Supported | HypothesisStatus::Open => Status::Open,
     }
 }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::problem::problem;
 use crate::{
-    api::{self, Api, InvestigationRequest, Refused, SinceError, skill_infos},
+    api::{self, Api, InvestigationRequest, Refused, SinceError, skill_entries},
     base::{
         clock::{Clock as _, SystemClock},
         scope::Scope,
@@ -61,7 +61,7 @@ pub(super) fn behind_the_door() -> Router<Api> {
             "/api/v1/probes",
             get(async |State(api): State<Api>| Json(api.probes())),
         )
-        .route("/api/v1/skills", get(async || Json(skill_infos())))
+        .route("/api/v1/skills", get(async || Json(skill_entries())))
         .route(
             "/api/v1/tree",
             get(async |State(api): State<Api>| Json(api.tree())),
