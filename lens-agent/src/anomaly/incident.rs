@@ -130,6 +130,10 @@ struct Tracked {
     /// The latest onset of its series.
     latest: Moment,
     scopes: BTreeSet<Scope>,
+    /// Who holds what they wait for.
+    suspects: BTreeSet<Scope>,
+    /// Whose suffering belongs to it.
+    suffering: BTreeSet<Scope>,
     last: Moment,
     calm: u32,
 }
@@ -152,7 +156,7 @@ impl Incidents {
         for anomaly in anomalies {
             match self.home(anomaly, &links) {
                 Some(i) => {
-                    self.open[i].add(anomaly, tick.at);
+                    self.open[i].add(anomaly, &links, tick.at);
                     touched.insert(i);
                 }
                 None => rest.push(anomaly),
@@ -169,7 +173,7 @@ impl Incidents {
             if group.iter().all(|a| a.key.scope == Scope::Host) && !self.host_alone(&group, tick) {
                 continue;
             }
-            updates.push(self.start(&group, tick));
+            updates.push(self.start(&group, &links, tick));
         }
         self.close_calm(tick, &mut updates);
         updates
@@ -211,8 +215,10 @@ impl Incidents {
         }
     }
 
-    /// The open incident that `anomaly` belongs to: one that has this series already; one that
-    /// holds who makes it wait; one of the same or a linked cgroup that began about when it did.
+    /// The open incident that `anomaly` belongs to: one that has this series already; one in which
+    /// the same cgroup suffers already, or that holds who makes it wait; one of the same or a linked
+    /// cgroup that began about when it did. Who begins to suffer in the middle of something else
+    /// has a second trouble.
     fn home(&self, anomaly: &Anomaly, links: &Links) -> Option<usize> {
         let scope = &anomaly.key.scope;
         let of = |t: &Tracked| {
@@ -221,10 +227,11 @@ impl Incidents {
                 .series
                 .iter()
                 .any(|s| SeriesKey::from(s) == anomaly.key);
-            let linked = || t.scopes.iter().any(|s| links.between(s, scope));
+            let held = || t.scopes.iter().any(|s| links.held(s, scope));
+            let more = || t.suffering.contains(scope) || held();
             // The host feels what its cgroups do.
-            let near = || *scope == Scope::Host || t.scopes.contains(scope) || linked();
-            has || anomaly.suffering && linked()
+            let near = || *scope == Scope::Host || t.scopes.iter().any(|s| links.between(s, scope));
+            has || anomaly.suffering && more()
                 || anomaly.since.since(&t.latest) <= TOGETHER && near()
         };
         self.open.iter().rposition(of)
@@ -235,12 +242,14 @@ impl Incidents {
         self.open.is_empty() && group.iter().any(waited)
     }
 
-    fn start(&mut self, group: &[&Anomaly], tick: &Tick) -> Update {
+    fn start(&mut self, group: &[&Anomaly], links: &Links, tick: &Tick) -> Update {
         let scopes: BTreeSet<Scope> = group.iter().map(|a| a.key.scope.clone()).collect();
+        let suspects: BTreeSet<Scope> = scopes.iter().flat_map(|s| links.holders(s)).collect();
+        let same = |t: &Tracked| t.scopes == scopes && suspects.is_subset(&t.suspects);
         let former = self
             .closed
             .iter()
-            .position(|t| t.scopes == scopes && tick.at.since(&t.last) <= REOPEN);
+            .position(|t| same(t) && tick.at.since(&t.last) <= REOPEN);
         let tracked = former.and_then(|i| self.closed.remove(i));
         let (mut tracked, reopened) = match tracked {
             Some(mut tracked) => {
@@ -255,7 +264,7 @@ impl Incidents {
         tracked.onset = group.iter().map(|a| a.since).min().unwrap_or(tick.at);
         tracked.latest = tracked.onset;
         for anomaly in group {
-            tracked.add(anomaly, tick.at);
+            tracked.add(anomaly, links, tick.at);
         }
         let id = tracked.incident.id.clone();
         self.open.push(tracked);
@@ -283,6 +292,8 @@ impl Incidents {
             onset: tick.at,
             latest: tick.at,
             scopes: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            suffering: BTreeSet::new(),
             last: tick.at,
             calm: 0,
         }
@@ -304,10 +315,15 @@ impl Incidents {
 }
 
 impl Tracked {
-    fn add(&mut self, anomaly: &Anomaly, now: Moment) {
+    fn add(&mut self, anomaly: &Anomaly, links: &Links, now: Moment) {
         self.last = now;
         self.latest = self.latest.max(anomaly.since);
-        self.scopes.insert(anomaly.key.scope.clone());
+        let scope = &anomaly.key.scope;
+        self.scopes.insert(scope.clone());
+        self.suspects.extend(links.holders(scope));
+        if anomaly.suffering && *scope != Scope::Host {
+            self.suffering.insert(scope.clone());
+        }
         let severity = if anomaly.suffering {
             Severity::Warning
         } else {
@@ -347,8 +363,18 @@ struct Links(BTreeMap<Scope, BTreeSet<Scope>>);
 
 impl Links {
     fn between(&self, a: &Scope, b: &Scope) -> bool {
+        a == b || self.held(a, b) || is_within(a, b) || is_within(b, a)
+    }
+
+    /// Whether one holds what the other waits for.
+    fn held(&self, a: &Scope, b: &Scope) -> bool {
         let holds = |a, b| self.0.get(a).is_some_and(|held| held.contains(b));
-        a == b || holds(a, b) || holds(b, a) || is_within(a, b) || is_within(b, a)
+        holds(a, b) || holds(b, a)
+    }
+
+    /// Who holds what `scope` waits for.
+    fn holders(&self, scope: &Scope) -> impl Iterator<Item = Scope> {
+        self.0.get(scope).into_iter().flatten().cloned()
     }
 }
 
@@ -543,6 +569,53 @@ mod tests {
             world.step(&[("/b", "/noisy"), ("/a", "self")]),
             [Update::Reopened(id.clone())]
         );
+    }
+
+    #[test]
+    fn the_same_victim_of_another_is_another_incident() {
+        let mut world = World::new();
+        let opened = world.step(&[("/a", "/noisy")]);
+        for _ in 0..7 {
+            world.step(&[]);
+        }
+        let again = world.step(&[("/a", "/other")]);
+        assert!(
+            matches!((&opened[0], &again[0]), (Update::Opened(a), Update::Opened(b)) if a != b),
+            "{again:?}"
+        );
+    }
+
+    #[test]
+    fn who_begins_to_wait_in_the_middle_of_something_else_has_a_second_trouble() {
+        let mut world = World::new();
+        let grows = Anomaly {
+            key: SeriesKey {
+                scope: "/a".parse().unwrap(),
+                metric: "rss_bytes".into(),
+            },
+            suffering: false,
+            ..anomaly("/a", world.clock.now(), &world.clock)
+        };
+        let mut calm = |also_waits: bool| {
+            world.clock.advance(STEP);
+            world.tick += 1;
+            let at = world.clock.now();
+            let tick = Tick::new(
+                world.tick,
+                at,
+                STEP,
+                vec![snapshot(world.tick, "/a", "/noisy")],
+            );
+            let mut anomalies = vec![grows.clone()];
+            if also_waits {
+                anomalies.push(anomaly("/a", at, &world.clock));
+            }
+            world.incidents.update(&anomalies, &tick).len()
+        };
+        let opened: usize = (0..8).map(|_| calm(false)).sum();
+        assert_eq!(opened, 1);
+        assert_eq!(calm(true), 1, "40 s later");
+        assert_eq!(calm(true), 0);
     }
 
     #[test]

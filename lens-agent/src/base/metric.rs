@@ -144,6 +144,12 @@ impl Metric {
     #[must_use]
     pub const fn suffering(mut self, level: f64) -> Self {
         self.suffering = true;
+        self.never_normal(level)
+    }
+
+    /// Above `level` it is normal on no host: what judges a series that has not learned yet.
+    #[must_use]
+    pub const fn never_normal(mut self, level: f64) -> Self {
         self.never_normal = Some(level);
         self
     }

@@ -61,15 +61,22 @@ const TAKEN: Duration = Duration::from_secs(10);
 
 impl Investigate {
     pub(super) async fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let insights = match self.ask.agent().await {
-            Ok(agent) => self.ask_agent(&agent).await?,
-            Err(Trouble::NoAgent { .. }) => self.look_myself().await?,
+        let (insights, nothing) = match self.ask.agent().await {
+            Ok(agent) => {
+                let nothing = "no incident is open";
+                (self.ask_agent(&agent).await?, nothing)
+            }
+            Err(Trouble::NoAgent { .. }) => {
+                let nothing = "nothing beyond physical limits; what is only unusual here takes an \
+                               agent that has learned what is usual";
+                (self.look_myself().await?, nothing)
+            }
             Err(trouble) => return Err(trouble),
         };
         if self.json {
             out.json(&insights)?;
         } else if insights.is_empty() {
-            out.line("nothing is outside of what is normal")?;
+            out.line(nothing)?;
         } else {
             insights
                 .iter()

@@ -64,7 +64,8 @@ const METRICS: &[Metric] = &[
         Bad::High,
         50.0,
         "Processes started.",
-    ),
+    )
+    .never_normal(500.0),
     rate(
         "execs_per_sec",
         Unit::PerSec,
@@ -92,7 +93,8 @@ const METRICS: &[Metric] = &[
         Bad::High,
         2.5,
         "Processes that a fault of their own killed (SEGV, ABRT, BUS, ILL, FPE) in the last minute.",
-    ),
+    )
+    .never_normal(2.5),
     gauge(
         "busiest_process_age_seconds",
         Unit::Seconds,
