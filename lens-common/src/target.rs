@@ -16,7 +16,7 @@ pub struct Target {
 }
 
 /// How much of a path the kernel hands over.
-pub const PATH: usize = 256;
+pub const PATH: usize = 1024;
 
 /// A cgroup was made.
 pub const MADE: u32 = 1;

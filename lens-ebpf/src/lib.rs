@@ -19,6 +19,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 pub mod atomic;
+pub mod countdown;
 pub mod field;
 pub mod flat;
 #[cfg(feature = "log")]

@@ -90,7 +90,9 @@ impl Scene {
 
     fn investigate(&self, arguments: &[&str]) -> Result<Said> {
         let url = self.agent.running.url();
-        said(&[&["investigate", "--json", "--url", &url], arguments].concat())
+        let state = self.agent.state.path().to_str().context("a path")?;
+        let words = ["investigate", "--json", "--url", &url, "--state-dir", state];
+        said(&[&words[..], arguments].concat())
     }
 
     fn metric(&self, name: &str) -> Result<f64> {

@@ -27,7 +27,7 @@ pub(crate) const TOLD: Duration = Duration::from_secs(20);
 /// A running agent that watches the cgroups of one test.
 pub(crate) struct Agent {
     pub(crate) running: Running,
-    _state: tempfile::TempDir,
+    pub(crate) state: tempfile::TempDir,
 }
 
 impl Agent {
@@ -36,7 +36,7 @@ impl Agent {
         let arguments = [&["--learn", LEARN, "--cgroup", glob], more].concat();
         Ok(Self {
             running: Running::start(state.path(), &arguments)?,
-            _state: state,
+            state,
         })
     }
 

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::{
     base::clock::{Clock as _, SystemClock},
-    probes::{Ended, FunctionReading, Timing, TraceError, TraceRequest, Watched, trace},
+    probes::{Ended, FunctionReading, TraceError, TraceRequest, Watched, trace},
 };
 use lens_tests::{
     cgroup::{Cgroup, Hierarchy},
@@ -34,7 +34,7 @@ fn request(function: &str) -> TraceRequest {
         span: Duration::from_secs(30),
         max_hits: 1_000_000,
         cgroups: Vec::new(),
-        timing: Timing::Always,
+        returns: true,
         single_step: false,
     }
 }
@@ -129,7 +129,7 @@ fn calls_are_counted_where_they_cannot_be_timed() -> Result<()> {
         return Ok(());
     }
     let request = TraceRequest {
-        timing: Timing::IfCheap,
+        returns: false,
         ..request("traced_sub")
     };
     let reading = traced_work(&request, &["call traced_sub 700 0"])?;
@@ -335,10 +335,9 @@ fn a_closed_process_traces_through_its_child_only() -> Result<()> {
     assert!(tracer.wait()?.success());
     let said: serde_json::Value = serde_json::from_str(&said)?;
     assert_eq!(said["calls"].as_u64(), Some(CALLS), "{said}");
-    assert_eq!(
-        (said["ended"].as_str(), said["open_doors"].as_u64()),
-        (Some("hits"), Some(0))
-    );
+    assert_eq!(said["ended"], "hits", "{said}");
+    assert_eq!(said["closed_before"], serde_json::json!([]), "{said}");
+    assert_eq!(said["open"], serde_json::json!([]), "{said}");
     let itself = said["itself"]
         .as_str()
         .context("it could attach by itself")?;
@@ -357,7 +356,23 @@ fn a_running_agent_traces_when_it_is_asked_and_its_skill_shows_it() -> Result<()
     let agent = Running::start(state.path(), &["--cgroup", cgroup.path()])?;
     let url = agent.url();
     let site = format!("{PROGRAM}:traced_push");
-    let words = ["trace", &site, "--agent", "--url", &url, "--json"];
+    let kept = state.path().to_str().context("a path")?;
+    let words = [
+        "trace",
+        &site,
+        "--agent",
+        "--url",
+        &url,
+        "--state-dir",
+        kept,
+        "--json",
+    ];
+    // Not everybody may command the agent.
+    let refused = said_by(&["trace", &site, "--agent", "--url", &url])?;
+    ensure!(
+        refused.code == Some(2) && refused.err.contains("token"),
+        "{refused:?}"
+    );
     let mut client = command(&[&words[..], &["--max-hits", "50"]].concat())?
         .stdout(Stdio::piped())
         .spawn()?;

@@ -15,6 +15,7 @@ fn guarded() -> Served {
     let config = Config {
         token: Some(Token::from_file(&path).unwrap()),
         hosts: vec!["lens.internal".to_owned()],
+        ..Config::default()
     };
     Served::to_everybody(config).unwrap()
 }

@@ -1,9 +1,11 @@
 //! Read-only, by the kernel's word: after attaching, the process gives up what it does not need.
 //!
-//! Landlock refuses every write outside the state directory. Seccomp refuses to run programs, to
-//! signal others, to mount, to load programs or attach them to anything, and to change the
+//! Landlock refuses to make, write or remove files outside the state directory. Seccomp refuses to
+//! run programs, to signal others, to mount, to load programs or attach them to anything, to speak
+//! to anything but the network, and to change files' owners and modes, other processes or the
 //! machine in any other way that lens has no use for. Neither can be undone, and threads made
-//! later inherit both; so this is done before there are any. Capabilities are not dropped.
+//! later inherit both; so this is done before there are any. It is a list of what is refused, not
+//! of what is allowed, and capabilities are not dropped.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -44,12 +46,49 @@ const REFUSED: &[i64] = &[
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_ioprio_set,
+    // change what Landlock does not watch of files
+    libc::SYS_chmod,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_chown,
+    libc::SYS_fchown,
+    libc::SYS_lchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    SETXATTRAT,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    REMOVEXATTRAT,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+    libc::SYS_utimensat,
+    // what is asked for through a ring passes no filter
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
     // mount
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_move_mount,
     libc::SYS_open_tree,
+    OPEN_TREE_ATTR,
     libc::SYS_fsopen,
     libc::SYS_fsmount,
     libc::SYS_fsconfig,
@@ -76,12 +115,27 @@ const REFUSED: &[i64] = &[
     libc::SYS_clock_adjtime,
     libc::SYS_acct,
     libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_syslog,
+    libc::SYS_msgctl,
+    libc::SYS_semctl,
+    libc::SYS_shmctl,
+    libc::SYS_userfaultfd,
     libc::SYS_iopl,
     libc::SYS_ioperm,
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
 ];
+
+/// Calls newer than their names in libc; the numbers are the kernel's.
+const FCHMODAT2: i64 = 452;
+const SETXATTRAT: i64 = 463;
+const REMOVEXATTRAT: i64 = 466;
+const OPEN_TREE_ATTR: i64 = 467;
+
+/// Calls through the 32-bit pointers of x32, which has numbers of its own.
+const X32: u32 = 0x4000_0000;
 
 /// What the agent leaves to its child that attaches on demand.
 const ATTACHING: &[i64] = &[libc::SYS_perf_event_open];
@@ -137,57 +191,139 @@ fn forbid_writes(but_in: &[&Path]) -> Result<(), ClosedError> {
 
 /// Forbids what nobody needs, `more`, and all commands of bpf(2) but `commands`, if any are named.
 fn forbid_calls(more: &[i64], commands: Option<&[u64]>) -> Result<(), ClosedError> {
-    let refused = REFUSED.iter().chain(more);
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        refused.map(|call| (*call, Vec::new())).collect();
+    let itself = &[0];
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::from([
+        // Limits and weight of other processes.
+        (libc::SYS_prlimit64, vec![unless(0, itself)?]),
+        (
+            libc::SYS_setpriority,
+            vec![unless(0, &[PRIO_PROCESS])?, unless(1, itself)?],
+        ),
+        (libc::SYS_socket, vec![unless(0, NETWORK)?]),
+    ]);
     if let Some(commands) = commands {
-        // Refused unless the command is one of those: all "not equal" at once.
-        let others = commands
-            .iter()
-            .map(|n| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *n))
-            .collect::<Result<Vec<_>, _>>()?;
-        rules.insert(libc::SYS_bpf, vec![SeccompRule::new(others)?]);
+        rules.insert(libc::SYS_bpf, vec![unless(0, commands)?]);
     }
+    let refused = REFUSED.iter().chain(more);
+    rules.extend(refused.map(|call| (*call, Vec::new())));
     let refuse = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1));
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?;
     let program: BpfProgram = filter.try_into()?;
     seccompiler::apply_filter_all_threads(&program)?;
+    seccompiler::apply_filter_all_threads(&without_x32())?;
     Ok(())
 }
 
-/// What the process may still do, tried out: each door with the system's answer.
-pub fn try_doors(outside: &Path) -> Vec<(&'static str, io::Result<()>)> {
+/// `which` of setpriority(2): one process, or thread.
+const PRIO_PROCESS: u64 = 0;
+/// Domains of socket(2): `AF_INET`, `AF_INET6`. Not `AF_UNIX`: who listens there may do what is
+/// refused here.
+const NETWORK: &[u64] = &[2, 10];
+
+/// Refused, unless this argument is one of those: all "not equal" at once.
+fn unless(argument: u8, allowed: &[u64]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let other =
+        |n: &u64| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *n);
+    SeccompRule::new(allowed.iter().map(other).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Refuses every call by a number of x32, which the other filter does not know.
+fn without_x32() -> BpfProgram {
+    let step = |code: u32, (jt, jf): (u8, u8), k: u32| seccompiler::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    let errno = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap_or(1);
     vec![
-        (
-            "write a file outside the state directory",
-            std::fs::write(outside.join("door"), "open"),
-        ),
-        (
-            "make a directory outside the state directory",
-            std::fs::create_dir(outside.join("doors")),
-        ),
-        (
-            "run a program",
-            std::process::Command::new("/bin/true").status().map(|_| ()),
-        ),
-        ("signal a process", signal_parent()),
-        ("mount a file system", mount(outside)),
+        // The number is the first word of `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, (0, 1), X32),
+        step(libc::BPF_RET | libc::BPF_K, (0, 0), errno),
+        step(libc::BPF_RET | libc::BPF_K, (0, 0), libc::SECCOMP_RET_ALLOW),
     ]
 }
 
-fn signal_parent() -> io::Result<()> {
-    let parent = rustix::process::getppid().unwrap_or(rustix::process::Pid::INIT);
-    // Signal 0: only whether it would be allowed.
-    Ok(rustix::process::test_kill_process(parent)?)
+/// One thing that a closed process must not be able to do.
+#[derive(Debug)]
+pub struct Door {
+    /// What was tried.
+    pub what: &'static str,
+    /// The system's answer.
+    pub answer: io::Result<()>,
+}
+
+impl Door {
+    /// Whether the kernel forbids it; that it failed for another reason is no lock.
+    pub fn is_closed(&self) -> bool {
+        let errno = self.answer.as_ref().err().and_then(io::Error::raw_os_error);
+        matches!(errno, Some(libc::EPERM | libc::EACCES))
+    }
+}
+
+/// What the process may still do, tried out in a directory outside the state directory. What turns
+/// out to be possible is undone.
+pub fn try_doors(outside: &Path) -> Vec<Door> {
+    let door = |what, answer| Door { what, answer };
+    let (file, folder) = (outside.join("door"), outside.join("doors"));
+    let parent = rustix::process::getppid();
+    vec![
+        door("write a file", std::fs::write(&file, "open")),
+        door("make a directory", std::fs::create_dir(&folder)),
+        door(
+            "change a mode",
+            std::fs::set_permissions(outside, std::os::unix::fs::PermissionsExt::from_mode(0o700)),
+        ),
+        door(
+            "run a program",
+            std::process::Command::new("/bin/true").status().map(|_| ()),
+        ),
+        door(
+            "signal a process",
+            // Signal 0: only whether it would be allowed.
+            parent.map_or(Ok(()), |parent| {
+                Ok(rustix::process::test_kill_process(parent)?)
+            }),
+        ),
+        door(
+            "change another's weight",
+            rustix::process::getpriority_process(parent)
+                .and_then(|nice| rustix::process::setpriority_process(parent, nice))
+                .map_err(io::Error::from),
+        ),
+        door("mount a file system", mount(outside)),
+        door("speak to a local service", speak(outside)),
+        door("set up a ring", ring()),
+    ]
 }
 
 fn mount(at: &Path) -> io::Result<()> {
-    Ok(rustix::mount::mount(
-        "none",
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", at, "tmpfs", flags, c"")?;
+    Ok(rustix::mount::unmount(
         at,
-        "tmpfs",
-        rustix::mount::MountFlags::empty(),
-        c"",
+        rustix::mount::UnmountFlags::empty(),
     )?)
+}
+
+/// An address at which nobody listens: refused is only the socket.
+fn speak(outside: &Path) -> io::Result<()> {
+    match std::os::unix::net::UnixStream::connect(outside.join("nobody")) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+fn ring() -> io::Result<()> {
+    // SAFETY: the kernel checks the pointer, which points nowhere.
+    #[expect(unsafe_code, reason = "no safe wrapper in use here")]
+    let made = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null::<u8>()) };
+    let why = io::Error::last_os_error();
+    // It was let in, and found no parameters.
+    if made >= 0 || why.raw_os_error() == Some(libc::EFAULT) {
+        return Ok(());
+    }
+    Err(why)
 }

@@ -19,7 +19,7 @@ pub(crate) mod records;
 use self::judge::Judge;
 pub use self::{
     attacher::{Attacher, AttacherError, Refused},
-    closed::{close, try_doors},
+    closed::{Door, close, try_doors},
 };
 pub(crate) use self::{
     inquire::{Inquirer, Inquiry, Tools},
@@ -42,10 +42,10 @@ use crate::{
         clock::{Clock, SystemClock},
         quality::Quality,
     },
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, TOKEN_FILE},
     host::{self, HostReader, Root},
     investigate::{Insight, Strategy},
-    outputs::http,
+    outputs::http::{self, Token},
     probes::{self, Probes},
     store::{Store, StoreError},
     supervise::{Spec, Supervisor},
@@ -121,12 +121,16 @@ pub struct Prepared {
 impl Prepared {
     /// Does all that needs privileges, then gives them up. To be called while the process has one
     /// thread: others would keep theirs.
-    pub fn new(config: Config) -> Result<Self, StartError> {
+    pub fn new(mut config: Config) -> Result<Self, StartError> {
         let mut quality = Quality::default();
         let attacher = Attacher::start()
             .map_err(|why| quality.miss("attacher", why.to_string()))
             .ok();
         Store::make_directory(&config.state_dir)?;
+        let token = config.state_dir.join(TOKEN_FILE);
+        config.http.command_token = Token::make(&token)
+            .map_err(|why| quality.miss("commands", format!("{}: {why}", token.display())))
+            .ok();
         let cannot = |why| StartError::Listen {
             addr: config.listen,
             why,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Trouble, out::note};
 use crate::{
     agent::records,
-    config::{ConfigError, STATE_DIR, Settings},
+    config::{ConfigError, STATE_DIR, Settings, TOKEN_FILE},
     outputs::http::Token,
     store::{Kind, Store},
 };
@@ -51,6 +51,8 @@ pub(super) struct Agent {
     url: String,
     client: reqwest::Client,
     token: Option<Token>,
+    /// Where the agent, if it is this host's, has left a token for commands.
+    left: PathBuf,
 }
 
 /// An address without the slash at its end.
@@ -110,7 +112,12 @@ impl Ask {
         let client = builder.build().map_err(|why| trouble(why.to_string()))?;
         let answer = client.get(format!("{url}/healthz")).send().await;
         match answer {
-            Ok(_) => Ok(Agent { url, client, token }),
+            Ok(_) => Ok(Agent {
+                url,
+                client,
+                token,
+                left: self.dir().join(TOKEN_FILE),
+            }),
             Err(why) if why.is_connect() || why.is_timeout() => Err(Trouble::NoAgent {
                 url,
                 why: if why.is_timeout() {
@@ -166,7 +173,8 @@ impl Agent {
         } else {
             format!("{url}?{}", pairs.join("&"))
         };
-        self.answer(&url, self.client.get(full)).await
+        self.answer(&url, self.client.get(full), self.token.as_ref())
+            .await
     }
 
     /// Tells the agent to do something, and waits for its answer, at most `within`.
@@ -178,7 +186,10 @@ impl Agent {
     ) -> Result<T, Trouble> {
         let url = self.page(path);
         let request = self.client.post(&url).json(body).timeout(within);
-        self.answer(&url, request).await
+        // Without either it is the agent that says what is missing.
+        let left = Token::from_file(&self.left).ok();
+        let token = self.token.as_ref().or(left.as_ref());
+        self.answer(&url, request, token).await
     }
 
     fn page(&self, path: &str) -> String {
@@ -189,12 +200,13 @@ impl Agent {
         &self,
         url: &str,
         mut request: reqwest::RequestBuilder,
+        token: Option<&Token>,
     ) -> Result<T, Trouble> {
         let trouble = |why: String| Trouble::Answer {
             url: url.to_owned(),
             why,
         };
-        if let Some(token) = &self.token {
+        if let Some(token) = token {
             request = request.bearer_auth(token.reveal());
         }
         let answer = request

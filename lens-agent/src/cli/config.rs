@@ -26,16 +26,19 @@ pub(super) struct Config {
 enum ConfigCommand {
     /// Whether the settings make sense
     Check {
-        /// The file
+        /// Settings [default: /etc/lens/lens.toml, if it exists]
         #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
         config: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Box<Settings>,
     },
 }
 
 impl Config {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        if let Some(ConfigCommand::Check { config }) = self.command {
-            Settings::from_file(config.as_deref())?.resolve()?;
+        if let Some(ConfigCommand::Check { config, settings }) = self.command {
+            let below = Settings::from_file(config.as_deref())?;
+            settings.over(below).resolve()?;
             out.line("the settings make sense")?;
             return Ok(Outcome::Fine);
         }

@@ -1,15 +1,22 @@
 //! `lens doctor`: what works on this kernel.
 
+use std::path::PathBuf;
+
 use super::{Outcome, Trouble, out::Out, run::need_root};
 use crate::{
     agent,
-    config::Settings,
+    config::{ConfigError, Settings},
     host::{self, HostReader, Root},
     probes::{self, Probes},
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Doctor {
+    /// Settings [default: /etc/lens/lens.toml, if it exists]
+    #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Box<Settings>,
     /// JSON
     #[arg(long)]
     json: bool,
@@ -46,7 +53,9 @@ impl Check {
 
 impl Doctor {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let checks = checks();
+        let settings = Settings::from_file(self.config.as_deref())
+            .and_then(|below| self.settings.over(below).resolve());
+        let checks = checks(settings.map(|_| ()));
         if self.json {
             out.json(&checks)?;
         } else {
@@ -67,10 +76,9 @@ impl Doctor {
     }
 }
 
-fn checks() -> Vec<Check> {
-    let config = Settings::from_file(None).and_then(Settings::resolve);
-    let config = config
-        .map(|_| "valid, or absent".to_owned())
+fn checks(settings: Result<(), ConfigError>) -> Vec<Check> {
+    let config = settings
+        .map(|()| "valid, or absent".to_owned())
         .map_err(|why| why.to_string());
     let mut checks = vec![Check::new(
         "configuration",

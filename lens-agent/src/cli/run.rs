@@ -62,6 +62,12 @@ impl Run {
         let mut terminate = signal(SignalKind::terminate()).map_err(Trouble::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Trouble::Runtime)?;
         let mut told = false;
+        // Who read the output has gone: the agent stays.
+        let mut say = |line: String| {
+            if let Err(why) = out.line(line) {
+                tracing::debug!(%why, "cannot write the output");
+            }
+        };
         let mut look = tokio::time::interval(std::time::Duration::from_millis(200));
         loop {
             tokio::select! {
@@ -71,7 +77,7 @@ impl Run {
                 _ = look.tick(), if !told => {
                     if api.status().ready {
                         told = true;
-                        greet(out, &api, &url)?;
+                        greeting(&api, &url).into_iter().for_each(&mut say);
                     }
                 }
                 event = events.recv() => {
@@ -80,7 +86,7 @@ impl Run {
                         && let Event::InsightProduced { id, .. } = &*event
                         && let Some(insight) = api.insight(id)
                     {
-                        out.line(format!("{:.0}  {}", insight.created_at, insight.summary))?;
+                        say(format!("{:.0}  {}", insight.created_at, insight.summary));
                     }
                 }
             }
@@ -89,7 +95,7 @@ impl Run {
 }
 
 /// What one sees first.
-fn greet(out: &mut Out, api: &Api, url: &str) -> Result<(), Trouble> {
+fn greeting(api: &Api, url: &str) -> Vec<String> {
     let status = api.status();
     let probes = api.probes();
     let names = |state| {
@@ -99,26 +105,32 @@ fn greet(out: &mut Out, api: &Api, url: &str) -> Result<(), Trouble> {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    out.line(format!("lens {}", env!("CARGO_PKG_VERSION")))?;
-    out.line(format!("  probes   {}", names(ProbeState::Attached)))?;
     let refused = names(ProbeState::Refused);
-    if !refused.is_empty() {
-        out.line(format!("  refused  {refused} (`lens doctor` says why)"))?;
-    }
-    out.line(format!("  targets  {} cgroups", status.targets))?;
+    let refused =
+        (!refused.is_empty()).then(|| format!("  refused  {refused} (`lens doctor` says why)"));
     let cost = status.cost;
-    out.line(format!(
-        "  cost     agent {:.2} % of a CPU, kernel programs {:.2} %, {} MiB",
-        cost.agent_cpu_percent,
-        cost.kernel_cpu_percent,
-        cost.rss_bytes >> 20
-    ))?;
-    out.line(format!(
-        "  learned  {:.0} % of {} series; until then they are judged by borrowed baselines",
-        100.0 * status.learned,
-        status.series
-    ))?;
-    out.line(format!("  url      {url}"))
+    let mut lines = vec![
+        format!("lens {}", env!("CARGO_PKG_VERSION")),
+        format!("  probes   {}", names(ProbeState::Attached)),
+    ];
+    lines.extend(refused);
+    lines.extend([
+        format!("  targets  {} cgroups", status.targets),
+        format!(
+            "  cost     agent {:.2} % of a CPU, kernel programs {:.2} %, {} MiB",
+            cost.agent_cpu_percent,
+            cost.kernel_cpu_percent,
+            cost.rss_bytes >> 20
+        ),
+        format!(
+            "  learned  {:.0} % of {} series; until then they are judged by borrowed baselines, \
+             where there are any",
+            100.0 * status.learned,
+            status.series
+        ),
+        format!("  url      {url}"),
+    ]);
+    lines
 }
 
 /// The log goes to stderr; `RUST_LOG` chooses, warnings and the agent's own notes by default.

@@ -21,11 +21,12 @@ use crate::{
     api::{Caller, Traced},
     config::Span,
     host::{HostReader, Root},
-    probes::{self, Ended, Timing, TraceRequest},
+    probes::{self, Ended, TraceRequest},
 };
 
-/// Counts and times the calls of one function of a program or library, whoever runs it, with one
-/// breakpoint that the kernel takes away when the time is over or the calls are enough.
+/// Counts the calls of one function of a program or library, whoever runs it, with one breakpoint
+/// that the kernel takes away when the time is over or the calls are enough; and times them, if it
+/// is asked to.
 ///
 /// A breakpoint costs each caller about a microsecond, two when calls are timed; that is also how
 /// much too long a timed call looks. A function so hot that this would cost more than 5 % of a CPU
@@ -46,12 +47,11 @@ pub(super) struct Trace {
     /// Cgroups whose calls count, as patterns of whole paths; all if none is given
     #[arg(long, value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     cgroup: Vec<String>,
-    /// Fail where calls cannot be timed cheaply [default: then only count them]
-    #[arg(long, conflicts_with = "no_returns")]
-    returns: bool,
-    /// Only count calls: half the cost
+    /// Time the calls, too, with a second breakpoint where the function returns. Not for functions
+    /// that an exception or a panic may leave, nor under coroutines with stacks of their own: they
+    /// would find a return address that is not their caller's, and end. Refused for Go
     #[arg(long)]
-    no_returns: bool,
+    returns: bool,
     /// Trace where each call costs 20 to 30 µs, if there is no better place
     #[arg(long)]
     single_step: bool,
@@ -128,18 +128,13 @@ impl Trace {
     }
 
     fn request(&self) -> TraceRequest {
-        let timing = match (self.returns, self.no_returns) {
-            (true, _) => Timing::Always,
-            (_, true) => Timing::Never,
-            _ => Timing::IfCheap,
-        };
         TraceRequest {
             file: self.function.file.clone(),
             function: self.function.function.clone(),
             span: self.span.0,
             max_hits: self.max_hits,
             cgroups: self.cgroup.clone(),
-            timing,
+            returns: self.returns,
             single_step: self.single_step,
         }
     }
@@ -213,10 +208,7 @@ fn show(out: &mut Out, traced: &Traced) -> Result<(), Trouble> {
         (traced.overshoot, "calls came after the last that counts"),
         (traced.nested, "calls were made within another one"),
         (traced.too_deep, "of them too deep to be timed"),
-        (
-            traced.missing_returns,
-            "returns were jumped over (longjmp, an exception)",
-        ),
+        (traced.missing_returns, "returns were jumped over (longjmp)"),
         (traced.under_way, "calls were still under way at the end"),
     ];
     for (n, what) in notes.iter().filter(|(n, _)| *n != 0) {

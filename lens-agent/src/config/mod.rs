@@ -26,6 +26,8 @@ use crate::{
 pub const FILE: &str = "/etc/lens/lens.toml";
 /// Where the agent remembers when nothing else is said.
 pub const STATE_DIR: &str = "/var/lib/lens";
+/// The file in it that holds the token for commands.
+pub const TOKEN_FILE: &str = "token";
 
 /// A span of time as people write it: `5s`, `10m`, `1h30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,6 +318,7 @@ impl Settings {
             anomaly,
             http: http::Config {
                 token,
+                command_token: None,
                 hosts: self.allowed_host,
             },
             interval: interval.0,

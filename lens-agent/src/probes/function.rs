@@ -68,23 +68,12 @@ pub struct TraceRequest {
     pub max_hits: u64,
     /// Whose calls count, as patterns of cgroup paths; everybody's if empty.
     pub cgroups: Vec<String>,
-    /// Whether calls are timed, too.
-    pub timing: Timing,
+    /// Whether calls are timed, too: by a second breakpoint, at the return. While a call is under
+    /// way its return address is not its caller's. What reads it (an exception or a panic that
+    /// unwinds through the frame, a runtime that moves stacks) ends the program.
+    pub returns: bool,
     /// Whether a place will do where each call costs some twenty times as much.
     pub single_step: bool,
-}
-
-/// Whether calls are timed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Timing {
-    /// Where there is a place to do it cheaply.
-    #[default]
-    IfCheap,
-    /// In any case.
-    Always,
-    /// Calls are only counted.
-    Never,
 }
 
 /// What ended a trace.
@@ -286,16 +275,14 @@ fn cost_ns(stepping: Stepping, returns: bool) -> u64 {
 /// Where to stop, and whether calls can be timed from there.
 fn place(request: &TraceRequest, file: &Path) -> Result<(Place, bool), PlaceError> {
     let function = prologue::find(file, &request.function)?;
-    let wanted = request.timing != Timing::Never;
+    let wanted = request.returns;
+    if wanted && function.moves_stacks {
+        return Err(PlaceError::MovesStacks(request.function.clone()));
+    }
     let first = match prologue::choose(&function, wanted) {
         Ok(place) => return Ok((place, wanted)),
         Err(first) => first,
     };
-    if request.timing == Timing::IfCheap
-        && let Ok(place) = prologue::choose(&function, false)
-    {
-        return Ok((place, false));
-    }
     if request.single_step {
         return Ok((prologue::first(&function), wanted));
     }

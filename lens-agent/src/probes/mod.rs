@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::pins::Pins;
 pub use self::{
     fault_stacks::FaultStack,
-    function::{Ended, FunctionCalls, FunctionReading, Timing, TraceError, TraceRequest, trace},
+    function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},

@@ -7,7 +7,12 @@
 //! long `nop`s since 6.18 only. The choice must be executed exactly once a call: so it stands
 //! before any branch, and nothing jumps between the function's start and it.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
@@ -59,6 +64,8 @@ pub(super) struct Function {
     pub(super) offset: u64,
     /// Its code, or the beginning of it.
     pub(super) code: Vec<u8>,
+    /// Whether its runtime moves stacks, and so must find every return address as it left it.
+    pub(super) moves_stacks: bool,
 }
 
 /// Why there is no place.
@@ -107,6 +114,11 @@ pub enum PlaceError {
         "`{0}` is chosen among several functions when the program starts (ifunc): trace the one that is used"
     )]
     Chosen(String),
+    /// Its return address is not for us.
+    #[error(
+        "calls of `{0}` cannot be timed: this is a Go program, whose runtime moves stacks and would find a return address that is not its own; leave --returns out"
+    )]
+    MovesStacks(String),
     /// No instruction is emulated.
     #[error(
         "none of the first instructions of `{function}` ({first} …) is one that the kernel emulates: each call would cost 20 to 30 µs; --single-step does it all the same"
@@ -129,6 +141,25 @@ fn suggestion(near: &[String], all: usize) -> String {
     format!("; did you mean {}?", near.join(", "))
 }
 
+/// Opens a plain file, and nothing else: a pipe would wait, and a device may act when it is opened.
+fn open(file: &Path) -> io::Result<File> {
+    let plain = |meta: &Metadata| {
+        let no = || io::Error::other("it is no plain file");
+        meta.is_file().then_some(()).ok_or_else(no)
+    };
+    plain(&fs::metadata(file)?)?;
+    let opened = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(file)?;
+    // It may be another one by now.
+    plain(&opened.metadata()?)?;
+    Ok(opened)
+}
+
+/// Sections by which a program of Go is known: its runtime moves stacks.
+const GO: [&str; 3] = [".gopclntab", ".go.buildinfo", ".note.go.buildid"];
+
 /// Finds `name` in `file`.
 pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     let shown = || file.display().to_string();
@@ -137,7 +168,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
         why: why.to_string(),
     };
     let other = |why: String| PlaceError::Kind { file: shown(), why };
-    let opened = File::open(file).map_err(|why| unreadable(&why))?;
+    let opened = open(file).map_err(|why| unreadable(&why))?;
     let cache = ReadCache::new(opened);
     let elf = object::File::parse(&cache).map_err(|why| other(why.to_string()))?;
     if elf.architecture() != object::Architecture::X86_64 {
@@ -192,6 +223,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     Ok(Function {
         offset: in_file + into,
         code: code.to_vec(),
+        moves_stacks: GO.iter().any(|name| elf.section_by_name(name).is_some()),
     })
 }
 
@@ -368,6 +400,7 @@ mod tests {
         Function {
             offset: 0x1000,
             code: code.to_vec(),
+            moves_stacks: false,
         }
     }
 

@@ -97,6 +97,41 @@ pub struct SchedCounters {
     pub waiting: u64,
 }
 
+impl SchedCounters {
+    /// Who held the CPU for how long (ns) since `then`, the sampled part scaled to what it stands
+    /// for, so that the row sums to the wait. `None` is what found no room in the table.
+    pub fn row(&self, then: &Self) -> Vec<(Option<Holder>, f64)> {
+        let grown = |now: u64, then: u64| now.saturating_sub(then) as f64;
+        let named = self.held.iter().map(|(holder, now)| {
+            let then = then.held.get(holder).copied().unwrap_or_default();
+            let exact = grown(now.exact_ns, then.exact_ns);
+            (Some(*holder), exact, grown(now.sampled_ns, then.sampled_ns))
+        });
+        let other = (
+            None,
+            grown(self.other_ns, then.other_ns),
+            grown(self.other_sampled_ns, then.other_sampled_ns),
+        );
+        let parts: Vec<_> = named.chain([other]).collect();
+        let stands_for = grown(self.sampled_ns, then.sampled_ns);
+        let sampled: f64 = parts.iter().map(|(_, _, sampled)| sampled).sum();
+        let scale = if sampled == 0.0 {
+            0.0
+        } else {
+            stands_for / sampled
+        };
+        let mut row: Vec<_> = parts
+            .into_iter()
+            .map(|(holder, exact, sampled)| (holder, exact + sampled * scale))
+            .filter(|(holder, ns)| holder.is_some() || *ns != 0.0)
+            .collect();
+        if sampled == 0.0 && stands_for > 0.0 {
+            row.push((Some(Holder::Unattributed), stands_for));
+        }
+        row
+    }
+}
+
 /// What the sched object has counted, by cgroup id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchedReading {
@@ -390,6 +425,8 @@ impl Probe for Sched {
         let mut other = self.slot(0);
         if other.waits != 0 {
             other.wait_max_ns = self.take_max(0);
+            // Nobody walks these back.
+            other.other_ns = other.wait_ns;
             cgroups.insert(0, other);
         }
         if self.waiting.is_none() {
@@ -488,7 +525,7 @@ fn walk_back(
             let ran = (upto - from).saturating_sub(held);
             let whole = run.end.saturating_sub(before.end);
             let on_cpu = run.task_end.saturating_sub(before.task_end);
-            let stolen = whole.saturating_sub(on_cpu).min(ran);
+            let stolen = stolen(whole, on_cpu, ran);
             add(Holder::Quota, (upto - from) - ran);
             add(Holder::Kernel, stolen);
             add(Holder::from_kernel(run.by), ran - stolen);
@@ -498,6 +535,16 @@ fn walk_back(
         }
     }
     add(Holder::Unattributed, upto - queued);
+}
+
+/// How much of the part `ran` of an interval interrupts and a hypervisor took, if they took evenly
+/// of all of it.
+fn stolen(whole: u64, on_cpu: u64, ran: u64) -> u64 {
+    let stolen = u128::from(whole.saturating_sub(on_cpu));
+    let part = (stolen * u128::from(ran)).checked_div(u128::from(whole));
+    u64::try_from(part.unwrap_or_default())
+        .unwrap_or(ran)
+        .min(ran)
 }
 
 fn overlap(hole: &Hole, from: u64, until: u64) -> u64 {

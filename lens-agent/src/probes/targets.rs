@@ -62,6 +62,8 @@ pub struct Targets {
     free: Queue<MapData, u32>,
     events: RingBuf<MapData>,
     losses: Losses,
+    /// Whether the last scan reached every cgroup.
+    names_all: bool,
     /// Keeps the programs attached.
     object: Object,
     live: BTreeMap<u64, TargetState>,
@@ -166,6 +168,7 @@ impl Targets {
             free,
             events,
             losses,
+            names_all: true,
             object,
             live: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -250,6 +253,11 @@ impl Targets {
             self.name(id, &path);
             self.take_up(id, &path, populated);
         }
+        self.names_all = there.len() < TARGET_NAMES as usize;
+        if !self.names_all {
+            // Those that were not reached are not gone.
+            return;
+        }
         let former: BTreeSet<u64> = self.former.iter().copied().collect();
         let known = entered.iter().chain(self.names.keys());
         let gone: BTreeSet<u64> = known
@@ -280,6 +288,11 @@ impl Targets {
     pub fn quality(&self, quality: &mut Quality) {
         for (map, n) in self.losses.all() {
             quality.lost.insert(map, n);
+        }
+        if !self.names_all {
+            let why =
+                format!("there are more than {TARGET_NAMES} cgroups; the others are not looked at");
+            quality.miss("targets.names", why);
         }
         let beyond = self.live.values().filter(|t| t.slot == OTHER_SLOT).count();
         if beyond != 0 {
@@ -377,8 +390,8 @@ impl Targets {
         }
         let had = entered.map(|t| t.slot).filter(|slot| *slot != self.aside);
         let slot = match had {
-            Some(slot) if slot != OTHER_SLOT || self.live.contains_key(&id) => slot,
-            // Beyond the limit when it was made; or not yet counted.
+            Some(slot) if slot != OTHER_SLOT => slot,
+            // Beyond the limit when it was made, and there may be room now; or not yet counted.
             _ if populated || had.is_some() || self.has_room() => {
                 self.free.pop(0).unwrap_or(OTHER_SLOT)
             }
@@ -397,12 +410,13 @@ impl Targets {
             }
         };
         if self.enter(id, Target { slot, children }) {
-            self.live.entry(id).or_insert_with(|| TargetState {
+            let live = self.live.entry(id).or_insert_with(|| TargetState {
                 path: path.into(),
                 slot,
                 removed: false,
             });
-        } else if had.is_none() && slot != OTHER_SLOT {
+            live.slot = slot;
+        } else if had != Some(slot) && slot != OTHER_SLOT {
             let _ = self.free.push(slot, 0);
         }
     }

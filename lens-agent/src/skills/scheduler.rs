@@ -10,7 +10,7 @@ use crate::{
         metric::{Bad, Metric, Unit, quantile, rate},
         snapshot::By,
     },
-    probes::{Held, Holder, SchedCounters},
+    probes::{Holder, SchedCounters},
 };
 
 /// The skill.
@@ -163,7 +163,7 @@ impl Change {
         {
             *sum += now.saturating_sub(then);
         }
-        for (holder, ns) in row(now, then) {
+        for (holder, ns) in now.row(then) {
             if holder == Some(Holder::Quota) {
                 self.quota_ns += ns;
             }
@@ -211,51 +211,6 @@ impl Change {
     }
 }
 
-/// Who held the CPU for how long (ns) between two readings: the sampled part scaled to what it
-/// stands for, so that the row sums to the wait. `None` is what found no room in the table.
-fn row(now: &SchedCounters, then: &SchedCounters) -> Vec<(Option<Holder>, f64)> {
-    let changes: Vec<(Holder, Held)> = now
-        .held
-        .iter()
-        .map(|(holder, held)| {
-            let then = then.held.get(holder).copied().unwrap_or_default();
-            let exact_ns = held.exact_ns.saturating_sub(then.exact_ns);
-            let sampled_ns = held.sampled_ns.saturating_sub(then.sampled_ns);
-            (
-                *holder,
-                Held {
-                    exact_ns,
-                    sampled_ns,
-                },
-            )
-        })
-        .collect();
-    let stands_for = now.sampled_ns.saturating_sub(then.sampled_ns) as f64;
-    let sampled: u64 = changes.iter().map(|(_, h)| h.sampled_ns).sum();
-    let scale = if sampled == 0 {
-        0.0
-    } else {
-        stands_for / sampled as f64
-    };
-    let mut row: Vec<_> = changes
-        .into_iter()
-        .map(|(holder, h)| {
-            (
-                Some(holder),
-                h.exact_ns as f64 + h.sampled_ns as f64 * scale,
-            )
-        })
-        .collect();
-    if sampled == 0 && stands_for > 0.0 {
-        row.push((Some(Holder::Unattributed), stands_for));
-    }
-    let other = now.other_ns.saturating_sub(then.other_ns);
-    if other != 0 {
-        row.push((None, other as f64));
-    }
-    row
-}
-
 fn by(view: &View<'_>, holder: Option<Holder>, victim: u64) -> By {
     match holder {
         None => By::Other,
@@ -275,7 +230,7 @@ mod tests {
     use super::*;
     use crate::{
         base::scope::Scope,
-        probes::SchedReading,
+        probes::{Held, SchedReading},
         skills::{look_everywhere, view::tests::sample},
     };
 

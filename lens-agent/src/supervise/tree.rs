@@ -79,6 +79,13 @@ pub struct Node {
 }
 
 impl Node {
+    /// The names of those at or below this one that failed and are not restarted any more.
+    pub fn failed(&self) -> Vec<&str> {
+        let below = self.children.iter().flat_map(Self::failed);
+        let own = (self.state == State::Failed).then_some(&*self.name);
+        own.into_iter().chain(below).collect()
+    }
+
     /// The node at `path` below this one (`group/child`).
     pub fn find(&self, path: &str) -> Option<&Self> {
         let (first, rest) = path

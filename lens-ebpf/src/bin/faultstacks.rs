@@ -13,10 +13,7 @@
 use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::{
-        bpf_get_current_task_btf,
-        generated::{bpf_get_prandom_u32, bpf_get_stack},
-    },
+    helpers::{bpf_get_current_task_btf, generated::bpf_get_stack},
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
@@ -29,6 +26,7 @@ use lens_common::{
 };
 use lens_ebpf::{
     atomic,
+    countdown::{Countdown, is_due},
     field::read,
     loss::count,
     offsets, per_cpu,
@@ -46,7 +44,7 @@ static SCRATCH: PerCpuArray<Stack> = PerCpuArray::with_max_entries(1, 0);
 static SAMPLE: HashMap<FaultKey, u64> = HashMap::with_max_entries(FAULT_SAMPLES, 0);
 /// Faults until the next one is looked at.
 #[map]
-static COUNTDOWN: Array<u64> = Array::with_max_entries(1, per_cpu::MAPPED);
+static COUNTDOWN: Array<Countdown> = Array::with_max_entries(1, per_cpu::MAPPED);
 
 offsets! {
     /// `task_struct.tgid`
@@ -65,13 +63,9 @@ fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: this CPU's counter; the current task is typed.
     unsafe {
-        let left = *countdown;
-        if left > 1 {
-            *countdown = left - 1;
+        if !is_due(countdown, SAMPLE_ONE_IN.load()) {
             return 0;
         }
-        let spread = u64::from(SAMPLE_ONE_IN.load()) * 2 - 1;
-        *countdown = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
         let cgroup = cgroup_of(task);
         if slot_of(cgroup).is_none() {

@@ -150,7 +150,7 @@ fn returned(ctx: RetProbeContext) -> u32 {
 }
 
 /// Forgets the calls whose frames lie below `sp` on the stack, where nothing lives any more: a
-/// `longjmp` or an exception went past their returns. How many are left.
+/// `longjmp` went past their returns. How many are left.
 #[inline(always)]
 unsafe fn drop_below(tracing: *mut Tracing, stack: *mut Stack, sp: u64) -> u64 {
     // SAFETY: the caller's record, which only the current task's calls write.

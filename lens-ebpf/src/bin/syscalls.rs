@@ -18,7 +18,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns, generated::bpf_get_prandom_u32},
+    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns},
     macros::{btf_map, btf_tracepoint, map},
     maps::Array,
     programs::BtfTracePointContext,
@@ -34,7 +34,13 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
-    atomic, field::read, loss::count, near, offsets, per_cpu, target::cgroup_of, task::TaskStorage,
+    atomic,
+    countdown::{Countdown, is_due},
+    field::read,
+    loss::count,
+    near, offsets, per_cpu,
+    target::cgroup_of,
+    task::TaskStorage,
 };
 
 #[map]
@@ -48,7 +54,7 @@ static SLOT: Array<SyscallSlot> = Array::with_max_entries(SLOTS, per_cpu::MAPPED
 
 /// Calls until the next one is timed.
 #[map]
-static COUNTDOWN: Array<u64> = Array::with_max_entries(1, per_cpu::MAPPED);
+static COUNTDOWN: Array<Countdown> = Array::with_max_entries(1, per_cpu::MAPPED);
 #[btf_map]
 static TASK: TaskStorage<Timed> = TaskStorage::new();
 /// Whether a task's record is worth looking up; by thread id, and for all CPUs, because a task may
@@ -74,6 +80,8 @@ const TS_COMPAT: u32 = 2;
 const RT_SIGRETURN: u32 = 15;
 /// `exit`, `exit_group`, by both entries.
 const NO_RETURN: [u32; 4] = [60, 231, COMPAT + 1, COMPAT + 252];
+/// `execve`, `execveat`, by both entries: they may return under another thread id.
+const EXECS: [u32; 4] = [59, 322, COMPAT + 11, COMPAT + 358];
 /// `clone`, `fork`, `vfork`, `clone3`, by both entries: they return 0 in the new task.
 const FORKS: [u32; 8] = [
     56,
@@ -96,17 +104,12 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: this CPU's counter, then the current task's own record.
     unsafe {
-        let left = *countdown;
-        if left > 1 {
-            *countdown = left - 1;
+        if !is_due(countdown, TIME_ONE_IN.load()) {
             return 0;
         }
-        // By chance with that mean: a fixed step would keep step with a program's loop.
-        let spread = u64::from(2 * TIME_ONE_IN.load() - 1);
-        *countdown = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
         let nr = number(ctx.arg(1), read(task, &TASK_STATUS));
-        if NO_RETURN.contains(&nr) || !has_places(cgroup_of(task)) {
+        if NO_RETURN.contains(&nr) || EXECS.contains(&nr) || !has_places(cgroup_of(task)) {
             return 0;
         }
         let record = TASK.get(task, true);

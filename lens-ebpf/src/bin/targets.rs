@@ -28,7 +28,7 @@ static FREE: Queue<u32> = Queue::with_max_entries(MAX_TARGETS, 0);
 
 /// What happened to cgroups, for the agent, which knows the names by it.
 #[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+static EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
 offsets! {
     /// `cgroup.root`

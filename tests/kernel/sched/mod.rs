@@ -10,9 +10,7 @@ mod under_way;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use lens_agent::probes::{
-    Config, Globs, Held, Holder, KernelReading, Probes, SchedCounters, Watched,
-};
+use lens_agent::probes::{Config, Globs, Holder, KernelReading, Probes, SchedCounters, Watched};
 use lens_tests::{
     cgroup::{Cgroup, Hierarchy},
     load::Load,
@@ -75,25 +73,14 @@ fn of(reading: &KernelReading, cgroup: &Cgroup) -> Result<SchedCounters> {
 fn between(before: &KernelReading, after: &KernelReading, cgroup: &Cgroup) -> Result<Grown> {
     let (old, new) = (of(before, cgroup)?, of(after, cgroup)?);
     ensure!(new.wait_ns >= old.wait_ns, "a counter went back");
-    let mut held = BTreeMap::new();
-    for (by, now) in &new.held {
-        let then = old.held.get(by).copied().unwrap_or_default();
-        let grown = Held {
-            exact_ns: now.exact_ns.saturating_sub(then.exact_ns),
-            sampled_ns: now.sampled_ns.saturating_sub(then.sampled_ns),
-        };
-        held.insert(*by, grown);
-    }
     Ok(Grown {
         waits: new.waits - old.waits,
         wait_ns: new.wait_ns - old.wait_ns,
         sampled_ns: new.sampled_ns - old.sampled_ns,
-        other_ns: new.other_ns - old.other_ns,
-        other_sampled_ns: new.other_sampled_ns - old.other_sampled_ns,
         unseen: new.unseen - old.unseen,
         unseen_ns: new.unseen_ns - old.unseen_ns,
         preempted: new.preempted - old.preempted,
-        held,
+        parts: new.row(&old).into_iter().collect(),
         now: new,
     })
 }
@@ -104,25 +91,18 @@ struct Grown {
     waits: u64,
     wait_ns: u64,
     sampled_ns: u64,
-    other_ns: u64,
-    other_sampled_ns: u64,
     unseen: u64,
     unseen_ns: u64,
     preempted: u64,
-    held: BTreeMap<Holder, Held>,
+    /// Waiter time by holder, as the product tells it; `None` is what found no room.
+    parts: BTreeMap<Option<Holder>, f64>,
     now: SchedCounters,
 }
 
 impl Grown {
-    /// Waiter time behind `holder`; the sample stands for all short waits.
+    /// Waiter time behind `holder`.
     fn behind(&self, holder: Holder) -> f64 {
-        let held = self.held.get(&holder).copied().unwrap_or_default();
-        self.scaled(held.exact_ns, held.sampled_ns)
-    }
-
-    fn scaled(&self, exact_ns: u64, sampled_ns: u64) -> f64 {
-        let all = self.other_sampled_ns + self.held.values().map(|h| h.sampled_ns).sum::<u64>();
-        exact_ns as f64 + sampled_ns as f64 / all.max(1) as f64 * self.sampled_ns as f64
+        self.parts.get(&Some(holder)).copied().unwrap_or_default()
     }
 
     fn behind_cgroup(&self, cgroup: &Cgroup) -> Result<f64> {
@@ -130,12 +110,12 @@ impl Grown {
     }
 
     fn other(&self) -> f64 {
-        self.scaled(self.other_ns, self.other_sampled_ns)
+        self.parts.get(&None).copied().unwrap_or_default()
     }
 
     /// The whole row, which must be the wait.
     fn row(&self) -> f64 {
-        self.held.keys().map(|by| self.behind(*by)).sum::<f64>() + self.other()
+        self.parts.values().sum()
     }
 
     /// Says what was seen, for whoever reads the test's output.
@@ -148,8 +128,8 @@ impl Grown {
             self.sampled_ns as f64 / 1e6,
             self.other() / 1e6
         );
-        for by in self.held.keys() {
-            println!("    {by:?}: {:.3} ms", self.behind(*by) / 1e6);
+        for (by, ns) in &self.parts {
+            println!("    {by:?}: {:.3} ms", ns / 1e6);
         }
     }
 }

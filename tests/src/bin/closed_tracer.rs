@@ -2,16 +2,31 @@
 //! function that it is told, with and without the child. Its arguments: a directory to keep, the
 //! file, the function, the number of calls. Says `ready` when closed, then how both came out.
 
-use std::{io::Write as _, os::fd::AsFd as _, path::PathBuf, time::Duration};
+use std::{
+    io::Write as _,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::{
-    agent::{Attacher, close, try_doors},
+    agent::{Attacher, Door, close, try_doors},
     base::quality::Quality,
-    probes::{Timing, TraceRequest, Watched, trace},
+    probes::{TraceRequest, Watched, trace},
 };
 use lens_tests::cgroup::Hierarchy;
 use serde_json::json;
+
+/// The doors that are so.
+fn doors(outside: &Path, so: impl Fn(&Door) -> bool) -> Vec<&'static str> {
+    let tried = try_doors(outside);
+    tried
+        .iter()
+        .filter(|door| so(door))
+        .map(|door| door.what)
+        .collect()
+}
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -23,10 +38,13 @@ fn main() -> Result<()> {
         span: Duration::from_secs(30),
         max_hits: next()?.parse()?,
         cgroups: Vec::new(),
-        timing: Timing::IfCheap,
+        returns: false,
         single_step: false,
     };
+    let outside = tempfile::tempdir()?;
     let attacher = Attacher::start()?;
+    // What cannot be done before either tells nothing.
+    let before: Vec<_> = doors(outside.path(), |door| door.is_closed());
     let mut open = Quality::default();
     close(&directory, &mut open);
     ensure!(open == Quality::default(), "{open:?}");
@@ -37,13 +55,14 @@ fn main() -> Result<()> {
     };
     let (stop, _other) = std::os::unix::net::UnixStream::pair()?;
     let itself = trace(&request, &watched, stop.as_fd(), |_| {});
-    let doors = try_doors(&std::env::temp_dir());
+    let open = doors(outside.path(), |door| !door.is_closed());
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready")?;
     let seen = attacher.trace(request)?;
     let said = json!({
         "itself": itself.err().map(|why| why.to_string()),
-        "open_doors": doors.iter().filter(|(_, tried)| tried.is_ok()).count(),
+        "closed_before": before,
+        "open": open,
         "calls": seen.calls,
         "ended": seen.ended,
     });

@@ -128,7 +128,10 @@ impl Tools<'_> {
         let mut skills: Vec<&'static dyn Skill> = Vec::new();
         for id in &asked.skills {
             let known = self.bench.skills.iter().copied().find(|s| s.id() == id);
-            skills.push(known.ok_or_else(|| format!("there is no skill `{id}`"))?);
+            let skill = known.ok_or_else(|| format!("there is no skill `{id}`"))?;
+            if !skills.iter().any(|other| other.id() == skill.id()) {
+                skills.push(skill);
+            }
         }
         let left: Arc<Mutex<Left>> = Arc::default();
         let group = self.bench.supervisor.group("operators");

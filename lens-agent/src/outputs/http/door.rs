@@ -2,13 +2,16 @@
 //!
 //! A browser asks whatever address a web page tells it to, and a name that its owner points at
 //! 127.0.0.1 makes the page and this server the same site (DNS rebinding). The `Host` header
-//! still carries that name: so it is always checked. Beyond loopback a bearer token is wanted; on
-//! loopback, where one is configured, for whatever asks the agent to do something: to look is free
-//! to all users of the host, to trace a function or to spend a model's tokens need not be.
+//! still carries that name: so it is always checked. Beyond loopback a bearer token is wanted. To
+//! have something done (a function traced, a model's tokens spent) it is wanted on loopback too:
+//! there to look is free to all users of the host, and to command is not. The agent leaves a token
+//! for that in its state directory, which only root can read.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -76,6 +79,25 @@ impl Token {
         Ok(Self(text.into()))
     }
 
+    /// A fresh one, that nobody can guess; kept in `file`, for its owner's eyes only.
+    pub fn make(file: &Path) -> io::Result<Self> {
+        let mut random = [0_u8; 32];
+        fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        // Another's file would keep its mode.
+        match fs::remove_file(file) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+        let mut kept = fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)?;
+        kept.write_all(text.as_bytes())?;
+        Ok(Self(text.into()))
+    }
+
     /// The secret itself, to be shown to a server.
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
@@ -107,6 +129,7 @@ enum Refusal {
 pub(super) struct Door {
     bound: SocketAddr,
     token: Option<Token>,
+    command_token: Option<Token>,
     hosts: Vec<String>,
 }
 
@@ -115,6 +138,7 @@ impl Door {
         Self {
             bound,
             token: config.token,
+            command_token: config.command_token,
             hosts: config.hosts,
         }
     }
@@ -163,8 +187,14 @@ impl Door {
                 return Err(Refusal::Origin(origin.to_owned()));
             }
         }
-        let is_look = *method == Method::GET || *method == Method::HEAD;
-        if self.is_loopback() && (is_look || self.token.is_none()) {
+        if *method != Method::GET && *method != Method::HEAD {
+            let shown = shown(headers);
+            let is_shown = |token: &Token| shown.is_some_and(|shown| token.is(shown));
+            let known = [&self.token, &self.command_token];
+            let opens = known.into_iter().flatten().any(is_shown);
+            return if opens { Ok(()) } else { Err(Refusal::Token) };
+        }
+        if self.is_loopback() {
             return Ok(());
         }
         match (&self.token, shown(headers)) {
@@ -226,7 +256,8 @@ impl Refusal {
                 let mut answer = problem(
                     StatusCode::UNAUTHORIZED,
                     "this agent wants its token: send `Authorization: Bearer TOKEN` (the lens \
-                     command takes it from --token-file or LENS_TOKEN)",
+                     command takes it from --token-file or LENS_TOKEN; on the agent's host root \
+                     has one in the state directory, see --state-dir)",
                 );
                 let bearer = HeaderValue::from_static("Bearer");
                 answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
@@ -257,6 +288,7 @@ mod tests {
     fn door(bound: &str, token: Option<&str>, hosts: &[&str]) -> Door {
         let config = Config {
             token: token.map(|t| Token::new(t, "a test").unwrap()),
+            command_token: Some(Token::new("c0mmand", "a test").unwrap()),
             hosts: hosts.iter().map(|&h| h.to_owned()).collect(),
         };
         Door::new(bound.parse().unwrap(), config)
@@ -400,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_a_token_is_wanted_for_commands_only() {
+    fn on_loopback_a_token_is_wanted_for_commands() {
         let at = "127.0.0.1".parse().unwrap();
         let uri = Uri::from_static("/api/v1/trace");
         let asks = |door: &Door, method, authorization: Option<&str>| {
@@ -409,7 +441,9 @@ mod tests {
             door.check(&method, &uri, &headers, at)
         };
         let open = door("127.0.0.1:9700", None, &[]);
-        assert_eq!(asks(&open, Method::POST, None), Ok(()));
+        assert_eq!(asks(&open, Method::GET, None), Ok(()));
+        assert_eq!(asks(&open, Method::POST, None), Err(Refusal::Token));
+        assert_eq!(asks(&open, Method::POST, Some("Bearer c0mmand")), Ok(()));
         let guarded = door("127.0.0.1:9700", Some("s3cret"), &[]);
         assert_eq!(asks(&guarded, Method::GET, None), Ok(()));
         assert_eq!(asks(&guarded, Method::POST, None), Err(Refusal::Token));

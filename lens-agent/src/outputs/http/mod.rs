@@ -42,6 +42,9 @@ use crate::api::Api;
 pub struct Config {
     /// What must be shown where the address is not the host's own.
     pub token: Option<Token>,
+    /// What a client may show in its place to have something done; without one of the two nothing
+    /// is.
+    pub command_token: Option<Token>,
     /// Names by which the agent may be called, besides its address and `localhost`.
     pub hosts: Vec<String>,
 }

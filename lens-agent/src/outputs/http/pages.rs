@@ -14,6 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -32,7 +34,7 @@ use crate::{
 /// What is answered to everybody who can reach the address.
 pub(super) fn for_everybody() -> Router<Api> {
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
 }
@@ -82,8 +84,30 @@ pub(super) fn that_take_their_time() -> Router<Api> {
         .method_not_allowed_fallback(no_such_method)
 }
 
+/// A stage that has failed for good is mended by a restart only.
+async fn healthy(State(api): State<Api>) -> Response {
+    let tree = api.tree();
+    let failed = tree.failed();
+    if failed.is_empty() {
+        return "ok\n".into_response();
+    }
+    let why = format!("failed for good: {}\n", failed.join(", "));
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+/// Readings that may be missing, and the least time, before nobody sees any more.
+const LATE: u32 = 10;
+const LATE_LEAST: Duration = Duration::from_secs(30);
+
 async fn ready(State(api): State<Api>) -> Response {
     let status = api.status();
+    let patience = (Duration::from_millis(status.interval_ms) * LATE).max(LATE_LEAST);
+    let now = SystemClock.now().wall;
+    let is_late = |at: Timestamp| now.duration_since(at).unsigned_abs() > patience;
+    if status.seen_at.is_some_and(is_late) {
+        let why = "no reading for a while\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    }
     if status.ready {
         return "ready\n".into_response();
     }

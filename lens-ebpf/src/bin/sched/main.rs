@@ -32,6 +32,7 @@ use lens_common::{
         BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED, INTERRUPTIBLE, OTHER_STATE, Run, Runs, SchedSlot,
         TaskRec, UNINTERRUPTIBLE,
     },
+    target::OTHER_SLOT,
 };
 use lens_ebpf::{
     field::read,
@@ -48,7 +49,7 @@ use crate::{
         Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS, TASK_LAST_ARRIVAL,
         TASK_LAST_QUEUED, TASK_PID, TASK_RUN_DELAY, now_at,
     },
-    throttling::{holes_of, throttled},
+    throttling::{holes_of, note_growth, throttled},
     walk::{Victim, book_rarely, walk},
 };
 
@@ -170,7 +171,9 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         (*stats).unseen_ns += wait;
         (*stats).wait_ns += wait;
         waited(stats, whole);
-        booked(task, per_cpu::cpu(), cgroup, stats, runs, at, wait);
+        if has_pairs(slot) {
+            booked(task, per_cpu::cpu(), cgroup, stats, runs, at, wait);
+        }
     }
 }
 
@@ -219,6 +222,9 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
         };
         (*rec).migrated_ns += waited;
         (*stats).wait_ns += waited;
+        if !has_pairs(slot) {
+            return 0;
+        }
         let now = now_at(task);
         // The ring ends at the last switch; since then the one that runs there has run on.
         let newest = Run {
@@ -278,6 +284,8 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
             if total | since != 0 {
                 let place = throttled(task, per_cpu::cpu(), total);
                 if !place.is_null() {
+                    // Before it is forgotten when the throttling began.
+                    note_growth(place, total, now, 0);
                     (*place).last_ran = now.clock;
                     (*place).since = since;
                 }
@@ -336,7 +344,9 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
             if elsewhere != 0 {
                 // Queued elsewhere, and moved by a way that does not pass the migration hook.
                 (*stats).wait_ns += elsewhere;
-                book_rarely(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
+                if has_pairs(slot) {
+                    book_rarely(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
+                }
             }
             came(stats, rec, now.clock, whole);
         }
@@ -345,8 +355,17 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
         }
         (*stats).wait_ns += wait;
         waited(stats, whole);
-        booked(task, cpu, cgroup, stats, runs, now, wait);
+        if has_pairs(slot) {
+            booked(task, cpu, cgroup, stats, runs, now, wait);
+        }
     }
+}
+
+/// Those beyond the limit are one row, of which nobody is told who held them up: their pairs would
+/// only take the places of others.
+#[inline(always)]
+fn has_pairs(slot: u32) -> bool {
+    slot != OTHER_SLOT
 }
 
 /// Books the `wait` of `task` that ended at `now`, where the newest interval ends.

@@ -58,10 +58,41 @@ pub(crate) const EMPTY: Throttled = Throttled {
     holes: [Hole { from: 0, until: 0 }; HOLES],
 };
 
-/// The throttlings of `task`'s group on `cpu`; NULL if its quota never bit. The sum grows when a
-/// throttling ends. Where the kernel did not tell when it began, it was when the group last ran
-/// there, or when this task was queued. A task may come onto the CPU while its group is throttled,
-/// to be put aside when it returns to user space: then its wait was for the quota too.
+/// The sum grew to `total`: a throttling ended. Where the kernel did not tell when it began, it was
+/// when the group last ran there; or when the task was queued that has waited for `wait` since, if
+/// the throttling fits into that: a group without quota left is throttled as it wakes up.
+#[inline(always)]
+pub(crate) unsafe fn note_growth(place: *mut Throttled, total: u64, now: Now, wait: u64) {
+    // SAFETY: a place in this CPU's table, or whose run queue is locked; the index is masked.
+    unsafe {
+        let grown = total.wrapping_sub((*place).seen_ns);
+        if grown == 0 {
+            return;
+        }
+        (*place).seen_ns = total;
+        let mut from = (*place).since;
+        if from == 0 {
+            from = (*place).last_ran;
+            if wait >= grown {
+                from = flat::max(from, now.clock.wrapping_sub(wait));
+            }
+            if from == 0 {
+                from = now.clock.wrapping_sub(grown);
+            }
+        }
+        (*place).since = 0;
+        let i = (*place).next & (HOLES as u64 - 1);
+        (*place).next = i + 1;
+        *(*place).holes.as_mut_ptr().add(i as usize) = Hole {
+            from,
+            until: flat::min(from.wrapping_add(grown), now.clock),
+        };
+    }
+}
+
+/// The throttlings of `task`'s group on `cpu`; NULL if its quota never bit. A task may come onto the
+/// CPU while its group is throttled, to be put aside when it returns to user space: then its wait
+/// was for the quota too.
 #[inline(always)]
 pub(crate) unsafe fn holes_of(task: *const u8, cpu: u32, now: Now, wait: u64) -> *const Throttled {
     use core::ptr::null;
@@ -83,21 +114,7 @@ pub(crate) unsafe fn holes_of(task: *const u8, cpu: u32, now: Now, wait: u64) ->
         if place.is_null() {
             return null();
         }
-        let grown = total.wrapping_sub((*place).seen_ns);
-        if grown != 0 {
-            (*place).seen_ns = total;
-            let mut from = (*place).since;
-            if from == 0 {
-                from = flat::max((*place).last_ran, now.clock.wrapping_sub(wait));
-            }
-            (*place).since = 0;
-            let i = (*place).next & (HOLES as u64 - 1);
-            (*place).next = i + 1;
-            *(*place).holes.as_mut_ptr().add(i as usize) = Hole {
-                from,
-                until: from + grown,
-            };
-        }
+        note_growth(place, total, now, wait);
         (*place).under_way = EMPTY.under_way;
         if since != 0 {
             (*place).under_way = Hole {

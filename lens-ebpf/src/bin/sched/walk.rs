@@ -117,13 +117,16 @@ pub(crate) unsafe fn walk_far(walk: &mut Walk) {
     }
 }
 
-/// How much of the interval `run` interrupts and a hypervisor took, at most the `ran` of it that
-/// is of interest.
+/// How much of the part `ran` of the interval `run` interrupts and a hypervisor took, if they took
+/// evenly of all of it: it may be much longer than what is of interest.
 #[inline(always)]
 pub(crate) fn stolen(run: Run, before: Run, ran: u64) -> u64 {
     let whole = run.end.wrapping_sub(before.end);
     let on_cpu = run.task_end.wrapping_sub(before.task_end);
-    flat::min(flat::positive(whole.wrapping_sub(on_cpu)), ran)
+    let stolen = flat::positive(whole.wrapping_sub(on_cpu));
+    // In parts of 2^16, so that nothing below three days overflows.
+    let share = (stolen << 16).checked_div(whole).unwrap_or_default();
+    flat::min(ran.wrapping_mul(share) >> 16, ran)
 }
 
 /// A few intervals further back, as many as are worth a call. The verifier looks at this once,
@@ -158,7 +161,7 @@ pub(crate) unsafe fn take(walk: &mut Walk, before: Run) {
         let from = flat::max(walk.queued, before.end);
         let mut ran = walk.upto.wrapping_sub(from);
         if !walk.of.throttled.is_null() {
-            let held = overlap(walk.of.throttled, from, walk.upto);
+            let held = flat::min(overlap(walk.of.throttled, from, walk.upto), ran);
             walk.quota += held;
             ran = ran.wrapping_sub(held);
         }
