@@ -79,9 +79,10 @@ impl Agent {
         until_every(LOOK, "a baseline", Duration::from_mins(1), || {
             self.ticks() >= LEARNED
         })?;
+        let causes = self.causes()?;
         ensure!(
-            self.causes()?.is_empty(),
-            "accused somebody while all was well"
+            causes.is_empty(),
+            "accused somebody while all was well: {causes:#?}"
         );
         Ok(())
     }

@@ -271,7 +271,10 @@ pub fn try_doors(outside: &Path) -> Vec<Door> {
     let parent = rustix::process::getppid();
     vec![
         door("write a file", std::fs::write(&file, "open")),
-        door("make a directory", std::fs::create_dir(&folder)),
+        door(
+            "make a directory",
+            std::fs::create_dir(&folder).and_then(|()| std::fs::remove_dir(&folder)),
+        ),
         door(
             "change a mode",
             std::fs::set_permissions(outside, std::os::unix::fs::PermissionsExt::from_mode(0o700)),

@@ -39,8 +39,7 @@ const METRICS: &[Metric] = &[
         Bad::High,
         20_000.0,
         "Page faults, of user and kernel mode.",
-    )
-    .never_normal(500_000.0),
+    ),
     rate(
         "major_faults_per_sec",
         Unit::PerSec,

@@ -64,8 +64,7 @@ const METRICS: &[Metric] = &[
         Bad::High,
         50.0,
         "Processes started.",
-    )
-    .never_normal(500.0),
+    ),
     rate(
         "execs_per_sec",
         Unit::PerSec,

@@ -19,8 +19,7 @@ const METRICS: &[Metric] = &[
         Bad::High,
         50_000.0,
         "System calls that returned.",
-    )
-    .never_normal(500_000.0),
+    ),
     rate(
         "syscall_errors_per_sec",
         Unit::PerSec,
