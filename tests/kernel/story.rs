@@ -2,12 +2,16 @@
 //! the agent says who did it, to whom, with evidence.
 
 use std::{
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lens_tests::{cgroup::Cgroup, http, lens, root_or_say_not_run, running::Running, until_every};
+use lens_agent::store::Store;
+use lens_tests::{
+    cgroup::Cgroup, http, lens, root_or_say_not_run, running::Running, sample, until_every,
+};
 use serde_json::Value;
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
@@ -158,7 +162,44 @@ fn story(name: &str, nice: &str, neighbour: &str) -> Result<Option<Value>> {
         );
     }
     check_evidence(&agent, &first)?;
+    let Agent { running, state } = agent;
+    running.kill()?;
+    check_kept(state.path(), &first)?;
     Ok(Some(first))
+}
+
+/// After kill -9: the insight is there, and each snapshot that it cites, with the number it saw.
+fn check_kept(state: &Path, insight: &Value) -> Result<()> {
+    let store = Store::open_read_only(state)?;
+    let kept = |kind, id: &str| -> Result<Value> {
+        let record = store.get(kind, id)?;
+        let record = record.with_context(|| format!("{id} is not kept"))?;
+        Ok(serde_json::from_slice(&record.bytes)?)
+    };
+    let id = insight["id"].as_str().context("an id")?;
+    ensure!(kept(sample::INSIGHT, id)? == *insight);
+    let claims = insight["claims"].as_array().into_iter().flatten();
+    let evidence = claims.flat_map(|c| c["evidence"].as_array().into_iter().flatten());
+    for evidence in evidence {
+        let cited = evidence["snapshot"].as_str().context("a snapshot")?;
+        let snapshot = kept(sample::SNAPSHOT, cited)?;
+        let metric = evidence["metric"].as_str().context("a metric")?;
+        let seen = if evidence["by"].is_null() {
+            number(&snapshot["metrics"], metric)?
+        } else {
+            let pairs = snapshot["pairs"].as_array().into_iter().flatten();
+            let pair = pairs
+                .filter(|pair| pair["metric"] == metric)
+                .find(|pair| pair["by"] == evidence["by"]);
+            number(pair.context("a pair")?, "value")?
+        };
+        let told = number(evidence, "seen")?;
+        ensure!(
+            (seen - told).abs() < 1e-6,
+            "{cited} {metric}: {seen}, told {told}"
+        );
+    }
+    Ok(())
 }
 
 /// Every claim holds, cites a snapshot that is still there, and has the number that stands in it.

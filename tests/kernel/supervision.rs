@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lens_agent::supervise::Node;
 use lens_tests::{http, root_or_say_not_run, running::Running, until};
 use serde_json::Value;
 
-const STAGES: [&str; 4] = ["probes", "host", "judge", "http"];
+const STAGES: [&str; 6] = [
+    "store",
+    "probes",
+    "host",
+    "judge",
+    "http",
+    "investigations/coordinator",
+];
 
 fn get(agent: &Running, path: &str) -> Result<Value> {
     http::ask(agent.addr, &format!("/api/v1/{path}"))?.json()
@@ -18,15 +26,17 @@ fn a_panic_in_each_stage_costs_that_stage_alone() -> Result<()> {
         return Ok(());
     }
     let state = tempfile::tempdir()?;
-    let injected = [("LENS_INJECT_PANIC", "probes,host,judge,http")];
-    let agent = Running::start_with(state.path(), &[], &injected)?;
-    let tree = get(&agent, "tree")?;
+    // A provider that nobody asks: a coordinator is there only where there is one.
+    let config = state.path().join("lens.toml");
+    let provider = "[[provider]]\nname = \"none\"\nkind = \"ollama\"\nmodel = \"none\"\n";
+    std::fs::write(&config, provider)?;
+    let config = config.to_str().context("a path")?;
+    let names = "store,probes,host,judge,http,coordinator";
+    let injected = [("LENS_INJECT_PANIC", names)];
+    let agent = Running::start_with(state.path(), &["--config", config], &injected)?;
+    let tree: Node = serde_json::from_value(get(&agent, "tree")?)?;
     for stage in STAGES {
-        let children = tree["children"].as_array().context("children")?;
-        let node = children
-            .iter()
-            .find(|c| c["name"] == stage)
-            .context(stage)?;
+        let node = serde_json::to_value(tree.find(stage).context(stage)?)?;
         ensure!(
             node["restarts"] == 1 && node["state"] == "running",
             "{node}"

@@ -11,6 +11,9 @@ pub const INCIDENT: Kind = Kind("incident");
 /// See [`INCIDENT`].
 pub const INSIGHT: Kind = Kind("insight");
 
+/// The kind under which an agent keeps the snapshots that an insight cites.
+pub const SNAPSHOT: Kind = Kind("snapshot");
+
 /// An incident of `/shop/cart`; `state` is `open` or `closed`.
 pub fn incident(id: &str, state: &str) -> Result<Incident> {
     let closed_at = (state == "closed").then_some("2026-01-31T12:05:00Z");

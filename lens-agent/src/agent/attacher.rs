@@ -95,6 +95,7 @@ pub struct Attacher {
     /// For answers; locked while a trace goes on.
     answers: Mutex<UnixStream>,
     latest: Latest,
+    not_closed: Quality,
 }
 
 /// Ends the trace that goes on when it is dropped armed.
@@ -131,12 +132,17 @@ impl Attacher {
                     libc::_exit(i32::from(served.is_err()))
                 }
             }
-            Some(child) => Ok(Self {
-                child,
-                orders: Mutex::new(orders),
-                answers: Mutex::new(ours),
-                latest: Latest::default(),
-            }),
+            Some(child) => {
+                let mut ours = ours;
+                Ok(Self {
+                    child,
+                    // Its first words, when it has closed itself.
+                    not_closed: hear(&mut ours)?,
+                    orders: Mutex::new(orders),
+                    answers: Mutex::new(ours),
+                    latest: Latest::default(),
+                })
+            }
             None => Err(io::Error::last_os_error()),
         }
     }
@@ -204,6 +210,11 @@ impl Attacher {
         say(&mut *orders, order)
     }
 
+    /// What the kernel does not forbid the child, although it should.
+    pub fn not_closed(&self) -> &Quality {
+        &self.not_closed
+    }
+
     /// Where finished traces are taken up.
     pub(super) fn latest(&self) -> Latest {
         self.latest.clone()
@@ -229,8 +240,7 @@ fn live(parent: Pid, mut socket: UnixStream) -> io::Result<()> {
     leave_stdio()?;
     let mut open = Quality::default();
     closed::close_attacher(&mut open);
-    // The agent, which is closed by the same means, says which of them this kernel lacks.
-    drop(open);
+    say(&mut socket, &open)?;
     loop {
         let request = match hear(&mut socket) {
             Ok(Order::Trace(request)) => request,

@@ -47,7 +47,7 @@ use crate::{
     investigate::{Insight, Strategy},
     outputs::http::{self, Token},
     probes::{self, Probes},
-    store::{Store, StoreError},
+    store::{Store, StoreError, Writing},
     supervise::{Spec, Supervisor},
     telemetry::{Event, Telemetry},
 };
@@ -95,6 +95,7 @@ pub struct Agent {
     pub listening: SocketAddr,
     supervisor: Supervisor,
     store: Arc<Store>,
+    writing: Arc<Writing>,
     /// Traces on demand, where it could be started.
     attacher: Option<Arc<Attacher>>,
     judge: Arc<Shared<Judge>>,
@@ -126,6 +127,9 @@ impl Prepared {
         let attacher = Attacher::start()
             .map_err(|why| quality.miss("attacher", why.to_string()))
             .ok();
+        if let Some(attacher) = &attacher {
+            quality.merge(attacher.not_closed());
+        }
         Store::make_directory(&config.state_dir)?;
         let token = config.state_dir.join(TOKEN_FILE);
         config.http.command_token = Token::make(&token)
@@ -188,7 +192,8 @@ impl Agent {
         } = prepared;
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = Arc::new(Store::open(&config.state_dir, &telemetry)?);
+        let (store, writing) = Store::open_without_thread(&config.state_dir, &telemetry)?;
+        let (store, writing) = (Arc::new(store), Arc::new(writing));
         if let Some(aside) = store.moved_aside() {
             let why = format!(
                 "the database was damaged; it is kept as {}",
@@ -240,9 +245,17 @@ impl Agent {
             listening,
             supervisor,
             store,
+            writing,
             attacher: attacher.map(Arc::new),
             judge,
         };
+        let writing = agent.writing.clone();
+        agent
+            .supervisor
+            .blocking_child(Spec::permanent("store"), move |token| {
+                writing.run(&|| token.is_cancelled());
+                Ok::<(), io::Error>(())
+            });
         if has_models {
             agent.inquire(&config, clock.clone(), waiting)?;
         }
@@ -365,14 +378,13 @@ impl Agent {
         for child in stopped.aborted {
             tracing::warn!(child, "did not end in time");
         }
-        let (store, judge) = (self.store, self.judge);
+        let (writing, judge) = (self.writing, self.judge);
         // Waits for the disk.
-        let flushed = tokio::task::spawn_blocking(move || {
+        let kept = tokio::task::spawn_blocking(move || {
             judge.lock().keep(SystemClock.now());
-            store.flush()
+            writing.finish();
         });
-        let flushed = flushed.await;
-        if let Ok(Err(why)) = flushed {
+        if let Err(why) = kept.await {
             self.telemetry.emit(Event::StoreError {
                 why: why.to_string(),
             });

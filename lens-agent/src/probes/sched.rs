@@ -190,6 +190,10 @@ impl Sched {
             plan.constant(name, offset.unwrap_or_default());
         }
         plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
+        // Since 6.4: memory of its own, for where the page allocator must not be asked.
+        let set_aside = types.offset("bpf_local_storage_map", "selem_ma");
+        let may_allocate = set_aside.is_some() && !setup.config.force_fallback;
+        plan.constant("MAY_ALLOCATE", u32::from(may_allocate));
         let throttled = types.any_offset(
             "cfs_rq",
             &["throttled_clock_self_time", "throttled_clock_pelt_time"],
@@ -209,6 +213,15 @@ impl Sched {
         plan.per_cpu("THROTTLE", THROTTLED);
         Near::plan(&mut plan);
         let mut object = plan.load()?;
+        if !may_allocate {
+            // In this order no task is without its record when it is first looked for.
+            object.attach("task_newtask", types)?;
+            let tasks = object.pin_iterator("tasks", types, setup.pins)?;
+            fs::read(tasks).map_err(|why| ProbeError::Read {
+                probe: "sched",
+                why: format!("tasks: {why}"),
+            })?;
+        }
         let waiting = if has_sched_info {
             object.pin_iterator("waiting", types, setup.pins).ok()
         } else {

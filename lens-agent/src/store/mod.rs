@@ -31,6 +31,7 @@ pub use error::StoreError;
 pub use record::{Kind, Record};
 
 use crate::telemetry::Telemetry;
+pub use writer::Writing;
 use writer::{Change, Writer};
 
 /// The store in one state directory.
@@ -49,16 +50,38 @@ impl Store {
     /// [`Self::moved_aside`]. A queued change that fails is a
     /// [`StoreError`](crate::telemetry::Event::StoreError) event.
     pub fn open(dir: &Path, telemetry: &Telemetry) -> Result<Self, StoreError> {
+        Self::open_with(dir, |connection| {
+            Ok((Writer::start(connection, telemetry.clone())?, ()))
+        })
+        .map(|(store, ())| store)
+    }
+
+    /// The same without a thread that writes: that is for the caller to run, and to run again if it
+    /// fails.
+    pub fn open_without_thread(
+        dir: &Path,
+        telemetry: &Telemetry,
+    ) -> Result<(Self, Writing), StoreError> {
+        Self::open_with(dir, |connection| {
+            Ok(Writer::without_thread(connection, telemetry.clone()))
+        })
+    }
+
+    fn open_with<T>(
+        dir: &Path,
+        start: impl FnOnce(Connection) -> Result<(Writer, T), StoreError>,
+    ) -> Result<(Self, T), StoreError> {
         file::make_directory(dir)?;
         let (connection, moved_aside) = file::open_or_start_afresh(dir)?;
         let reader = file::open_reader(dir)?;
-        let writer = Writer::start(connection, telemetry.clone())?;
-        Ok(Self {
+        let (writer, with) = start(connection)?;
+        let store = Self {
             dir: dir.to_owned(),
             reader: Mutex::new(reader),
             writer: Some(writer),
             moved_aside,
-        })
+        };
+        Ok((store, with))
     }
 
     /// Makes the directory for a store, as [`Self::open`] does.

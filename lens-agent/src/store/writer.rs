@@ -1,12 +1,12 @@
 //! The one thread that writes.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use rusqlite::{Connection, params};
 
 use super::{Kind, Record, StoreError, packing::pack, record::to_nanos};
@@ -18,6 +18,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// How long [`Writer::queue`] waits for room.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the thread looks whether it is to end.
+const GLANCE: Duration = Duration::from_millis(200);
 /// Free pages given back to the file system with each retention; 4 MiB.
 const PAGES_GIVEN_BACK: u32 = 1024;
 
@@ -40,29 +42,54 @@ pub(super) enum Change {
 type Reply = Sender<Result<(), StoreError>>;
 
 #[derive(Debug)]
-struct Queued {
+pub(super) struct Queued {
     change: Change,
     reply: Option<Reply>,
 }
 
-/// The writer's queue and thread. Dropping it writes what is queued.
+/// The writer's queue, and its thread if it has one of its own. Dropping it writes what is queued.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Option<Sender<Queued>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the writing thread works with. It lives outside of the thread: one that takes over goes on
+/// with what the other had in hand.
+#[derive(Debug)]
+pub struct Writing {
+    connection: Mutex<Connection>,
+    changes: Receiver<Queued>,
+    hand: Mutex<Vec<Queued>>,
+    telemetry: Telemetry,
+}
+
 impl Writer {
+    /// With a thread of its own.
     pub(super) fn start(connection: Connection, telemetry: Telemetry) -> Result<Self, StoreError> {
-        let (queue, changes) = bounded(QUEUE);
+        let (mut writer, writing) = Self::without_thread(connection, telemetry);
         let thread = thread::Builder::new()
             .name("lens-store".to_owned())
-            .spawn(move || write_all(connection, &changes, &telemetry))
+            .spawn(move || writing.run(&|| false))
             .map_err(|error| StoreError::Thread(Arc::new(error)))?;
-        Ok(Self {
+        writer.thread = Some(thread);
+        Ok(writer)
+    }
+
+    /// Nothing is written until somebody runs what comes with it.
+    pub(super) fn without_thread(connection: Connection, telemetry: Telemetry) -> (Self, Writing) {
+        let (queue, changes) = bounded(QUEUE);
+        let writer = Self {
             queue: Some(queue),
-            thread: Some(thread),
-        })
+            thread: None,
+        };
+        let writing = Writing {
+            connection: Mutex::new(connection),
+            changes,
+            hand: Mutex::default(),
+            telemetry,
+        };
+        (writer, writing)
     }
 
     pub(super) fn queue(&self, change: Change) -> Result<(), StoreError> {
@@ -104,20 +131,58 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(mut connection: Connection, changes: &Receiver<Queued>, telemetry: &Telemetry) {
-    while let Ok(first) = changes.recv() {
-        let mut batch = vec![first];
-        batch.extend(changes.try_iter().take(BATCH - 1));
-        let results = write(&mut connection, &batch);
-        for (queued, result) in batch.into_iter().zip(results) {
+impl Writing {
+    /// Writes what is queued. Returns when nobody can add to it; or when `stop` says so, and nothing
+    /// has come for a while.
+    pub fn run(&self, stop: &dyn Fn() -> bool) {
+        self.write_hand();
+        loop {
+            match self.changes.recv_timeout(GLANCE) {
+                Ok(first) => self.take_and_write(first),
+                Err(RecvTimeoutError::Timeout) if stop() => return,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Writes what is queued now.
+    pub fn finish(&self) {
+        self.write_hand();
+        while let Ok(first) = self.changes.try_recv() {
+            self.take_and_write(first);
+        }
+    }
+
+    fn take_and_write(&self, first: Queued) {
+        {
+            let mut hand = lock(&self.hand);
+            hand.push(first);
+            hand.extend(self.changes.try_iter().take(BATCH - 1));
+        }
+        self.write_hand();
+    }
+
+    fn write_hand(&self) {
+        let mut hand = lock(&self.hand);
+        if hand.is_empty() {
+            return;
+        }
+        let results = write(&mut lock(&self.connection), &hand);
+        for (queued, result) in hand.drain(..).zip(results) {
             if let Some(reply) = queued.reply {
                 // Who has stopped waiting does not want the answer.
                 let _ = reply.send(result);
             } else if let Err(error) = result {
-                telemetry.emit(Event::StoreError { why: chain(&error) });
+                self.telemetry
+                    .emit(Event::StoreError { why: chain(&error) });
             }
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes a batch in one transaction. A change that fails does not take the others with it.

@@ -1,8 +1,8 @@
 //! What the agent says of itself: one closed enum of events, each of which is a log line, a
 //! counter and a broadcast.
 //!
-//! Nothing else in the agent writes to the log or counts its own work, so that what it says, what
-//! it counts and what the dashboard shows never differ.
+//! Nothing else in the agent counts its own work, so that what it counts and what a dashboard shows
+//! never differ. Besides, a stage may warn in the log of what is nobody's concern but its own.
 
 mod counters;
 mod event;

@@ -250,6 +250,8 @@ unsafe fn failed(cgroup: u64, nr: u32, errno: u32, mixed: u32) {
             // SAFETY: this CPU's table.
             unsafe {
                 if (*place).cgroup == 0 {
+                    // What was counted while the agent freed it is nobody's.
+                    (*place).n = 0;
                     (*place).nr = nr;
                     (*place).errno = errno;
                     (*place).cgroup = cgroup;

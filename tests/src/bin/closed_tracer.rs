@@ -47,6 +47,7 @@ fn main() -> Result<()> {
     let before: Vec<_> = doors(outside.path(), |door| door.is_closed());
     let mut open = Quality::default();
     close(&directory, &mut open);
+    open.merge(attacher.not_closed());
     ensure!(open == Quality::default(), "{open:?}");
     let watched = Watched {
         root: Hierarchy::of_host()?.root,

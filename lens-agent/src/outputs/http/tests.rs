@@ -98,8 +98,8 @@ async fn an_error_is_json_that_says_what_to_do() {
     let post = "POST /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let answer = served.ask(post).await;
     assert!(
-        answer.starts_with("HTTP/1.1 405 ") && answer.contains("{\"error\""),
-        "{answer}"
+        answer.starts_with("HTTP/1.1 401 ") && answer.contains("{\"error\""),
+        "who may not command is told nothing of what there is: {answer}"
     );
 }
 

@@ -46,8 +46,8 @@ use crate::{
     ring::{newest_of, ran},
     state::{
         CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, HAS_THROTTLED_AT,
-        Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS, TASK_LAST_ARRIVAL,
-        TASK_LAST_QUEUED, TASK_PID, TASK_RUN_DELAY, now_at,
+        MAY_ALLOCATE, Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS,
+        TASK_LAST_ARRIVAL, TASK_LAST_QUEUED, TASK_PID, TASK_RUN_DELAY, now_at,
     },
     throttling::{holes_of, note_growth, throttled},
     walk::{Victim, book_rarely, walk},
@@ -152,7 +152,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         let Some(stats) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) else {
             return;
         };
-        let rec = TASK.get(task, true);
+        let rec = record_of(task);
         if rec.is_null() {
             count(loss::TASKS);
             return;
@@ -177,6 +177,34 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
     }
 }
 
+/// The record of `task`, made where it may be. The programs run under a run queue's lock. Since 6.4
+/// task storage has memory set aside for that; before, it asks the page allocator, which may wake
+/// kswapd and so want a run queue's lock itself.
+#[inline(always)]
+unsafe fn record_of(task: *const u8) -> *mut TaskRec {
+    // SAFETY: `task` is a program's argument.
+    unsafe {
+        if MAY_ALLOCATE.load() == 0 {
+            TASK.get(task, false)
+        } else {
+            TASK.get(task, true)
+        }
+    }
+}
+
+/// `task_newtask(struct task_struct *task, unsigned long clone_flags)`: of every new task, before it
+/// runs, and with no lock held. Attached where the other programs may not make its record.
+#[btf_tracepoint(function = "task_newtask")]
+fn task_newtask(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is that of the prototype above.
+    unsafe {
+        if TASK.get(ctx.arg(0), true).is_null() {
+            count(loss::TASKS);
+        }
+    }
+    0
+}
+
 /// `sched_migrate_task(struct task_struct *p, int dest_cpu)`. When a queued task is moved it has
 /// just left its run queue, whose lock is held, and `p` still names that CPU: what it waited
 /// there can be booked.
@@ -186,22 +214,19 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         let task: *const u8 = ctx.arg(0);
         let mut rec = TASK.get(task, false);
-        if rec.is_null() {
+        if rec.is_null() || (*rec).known == 0 {
             let arrivals: u64 = read(task, &TASK_ARRIVALS);
             let delay: u64 = read(task, &TASK_RUN_DELAY);
             if arrivals != 0 || delay == 0 {
                 return 0;
             }
             // It has never run, and waits for the first time.
-            rec = TASK.get(task, true);
+            rec = record_of(task);
             if rec.is_null() {
                 count(loss::TASKS);
                 return 0;
             }
             (*rec).known = 1;
-        }
-        if (*rec).known == 0 {
-            return 0;
         }
         let delay: u64 = read(task, &TASK_RUN_DELAY);
         let waited = delay.wrapping_sub((*rec).booked_delay);
@@ -258,7 +283,7 @@ fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 fn queued(task: *const u8) -> i32 {
     // SAFETY: `task` is the programs' argument.
     unsafe {
-        let rec = TASK.get(task, true);
+        let rec = record_of(task);
         if rec.is_null() {
             count(loss::TASKS);
         } else if (*rec).queued_at == 0 {
@@ -291,7 +316,7 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
                 }
             }
         }
-        let rec = TASK.get(task, true);
+        let rec = record_of(task);
         if rec.is_null() {
             count(loss::TASKS);
             return;

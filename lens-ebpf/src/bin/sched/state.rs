@@ -61,6 +61,9 @@ offsets! {
 /// (`CONFIG_SCHED_INFO`, `CONFIG_FAIR_GROUP_SCHED`); else wakeups are watched and clocks read.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SCHED_INFO: Global<u32> = Global::new(0);
+/// 1 where memory may be taken under a run queue's lock.
+#[unsafe(no_mangle)]
+pub(crate) static MAY_ALLOCATE: Global<u32> = Global::new(0);
 /// 1 where throttled run queues tell for how long (`CONFIG_CFS_BANDWIDTH`).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_THROTTLED: Global<u32> = Global::new(0);

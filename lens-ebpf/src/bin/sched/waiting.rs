@@ -1,17 +1,19 @@
-//! Waits that have not ended.
+//! Walks over all tasks: for waits that have not ended, and for records of tasks that were there
+//! first.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
-use lens_common::sched::Waiting;
+use lens_common::{loss, sched::Waiting};
 use lens_ebpf::{
     field::read,
+    loss::count,
     target::{cgroup_of, slot_of},
 };
 
 use crate::{
     state::{
-        CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_THROTTLED, HAS_THROTTLED_AT, META_SEQ,
+        CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_THROTTLED, HAS_THROTTLED_AT, META_SEQ, TASK,
         TASK_CFS_RQ, TASK_CPU, TASK_LAST_QUEUED, TASK_PID, now_at,
     },
     throttling::address_of_run_queue,
@@ -22,6 +24,20 @@ use crate::{
 struct TaskContext {
     meta: *const u8,
     task: *const u8,
+}
+
+/// Makes the records of tasks that were there before the programs.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+extern "C" fn tasks(ctx: *const TaskContext) -> i32 {
+    // SAFETY: `ctx` is what the kernel gives; `task` is NULL after the last.
+    unsafe {
+        let task = (*ctx).task;
+        if !task.is_null() && TASK.get(task, true).is_null() {
+            count(loss::TASKS);
+        }
+    }
+    0
 }
 
 /// Writes a [`Waiting`] for each watched task that waits for a CPU: a wait that has not ended is
