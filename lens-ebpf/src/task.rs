@@ -1,4 +1,4 @@
-//! Records that live and die with a task.
+//! Records that live and die with a task, and walks over all tasks.
 
 use core::{ffi::c_void, ptr};
 
@@ -56,4 +56,14 @@ impl<T> TaskStorage<T> {
             .cast::<T>()
         }
     }
+}
+
+/// `struct bpf_iter__task`: what an iterator over tasks is given.
+#[repr(C)]
+#[derive(Debug)]
+pub struct TaskContext {
+    /// `struct bpf_iter_meta`.
+    pub meta: *const u8,
+    /// The task; NULL after the last.
+    pub task: *const u8,
 }

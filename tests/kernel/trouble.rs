@@ -122,6 +122,12 @@ fn what_an_agent_found_outlives_its_kill() {
         assert_eq!(said.code, Some(0), "{said:?}");
         assert!(said.err.contains("no agent answers"), "{said:?}");
     }
+    let state = dir.path().to_str().unwrap();
+    for (list, wanted) in [("probes", "\"sched\""), ("targets", "\"path\"")] {
+        let said = said(&[list, "--json", "--state-dir", state]).unwrap();
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.out.contains(wanted), "{said:?}");
+    }
 }
 
 #[test]

@@ -45,6 +45,41 @@ fn an_unknown_configuration_key_is_named_with_its_file_and_line() {
 }
 
 #[test]
+fn the_settings_that_hold_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lens.toml");
+    fs::write(&path, "interval = \"2s\"\nlearn = \"3m\"\n").unwrap();
+    let file = [
+        "config",
+        "--config",
+        path.to_str().unwrap(),
+        "--interval",
+        "7s",
+    ];
+    let shown = said(&file).unwrap();
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    // A flag, the file, a default.
+    for line in [
+        "interval = \"7s\"",
+        "learn = \"3m\"",
+        "listen = \"127.0.0.1:9700\"",
+    ] {
+        assert!(
+            shown.out.lines().any(|l| l == line),
+            "no {line} in {}",
+            shown.out
+        );
+    }
+    // What is shown is a file that means the same.
+    fs::write(&path, &shown.out).unwrap();
+    let again = said(&["config", "--config", path.to_str().unwrap(), "--json"]).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&again.out).unwrap();
+    assert_eq!(json["interval"], "7s", "{json}");
+    let state = json["state_dir"].as_str();
+    assert_eq!(state, Some("/no/such/state"), "of the environment: {json}");
+}
+
+#[test]
 fn a_configuration_file_that_is_not_there_is_a_configuration_error() {
     check(
         &["config", "check", "--config", "/no/such.toml"],

@@ -178,6 +178,33 @@ fn give_memory_back() {
     let _ = unsafe { libc::malloc_trim(0) };
 }
 
+/// What works from the start, and what does not.
+fn tell_how_it_began(telemetry: &Telemetry, store: &Store, probes: &Probes, quality: &Quality) {
+    if let Some(aside) = store.moved_aside() {
+        let why = format!(
+            "the database was damaged; it is kept as {}",
+            aside.display()
+        );
+        telemetry.emit(Event::StoreError { why });
+    }
+    for probe in probes.running() {
+        telemetry.emit(Event::ProbeAttached {
+            probe: probe.to_owned(),
+        });
+    }
+    for refusal in probes.refused() {
+        let (probe, why) = (refusal.probe.to_owned(), refusal.why.to_string());
+        telemetry.emit(Event::ProbeFailed { probe, why });
+    }
+    for glob in probes.targets().unmatched() {
+        telemetry.emit(Event::TargetsMissing { glob });
+    }
+    for open in &quality.missing {
+        let (key, why) = (open.probe.clone(), open.why.clone());
+        telemetry.emit(Event::ConfigWarning { key, why });
+    }
+}
+
 impl Agent {
     /// Runs a prepared agent, within a tokio runtime.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
@@ -194,29 +221,7 @@ impl Agent {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (store, writing) = Store::open_without_thread(&config.state_dir, &telemetry)?;
         let (store, writing) = (Arc::new(store), Arc::new(writing));
-        if let Some(aside) = store.moved_aside() {
-            let why = format!(
-                "the database was damaged; it is kept as {}",
-                aside.display()
-            );
-            telemetry.emit(Event::StoreError { why });
-        }
-        for probe in probes.running() {
-            telemetry.emit(Event::ProbeAttached {
-                probe: probe.to_owned(),
-            });
-        }
-        for refusal in probes.refused() {
-            let (probe, why) = (refusal.probe.to_owned(), refusal.why.to_string());
-            telemetry.emit(Event::ProbeFailed { probe, why });
-        }
-        for glob in probes.targets().unmatched() {
-            telemetry.emit(Event::TargetsMissing { glob });
-        }
-        for open in &quality.missing {
-            let (key, why) = (open.probe.clone(), open.why.clone());
-            telemetry.emit(Event::ConfigWarning { key, why });
-        }
+        tell_how_it_began(&telemetry, &store, &probes, &quality);
         let supervisor = Supervisor::new("lens", telemetry.clone(), clock.clone());
         let api = Api::new(telemetry.clone(), supervisor.clone());
         api.update_status(|status| {
@@ -266,24 +271,25 @@ impl Agent {
             attacher: agent.attacher.clone(),
         }));
         agent.observe(config.interval, clock, probes, host);
-        let http = http::Server::new(agent.api.clone(), listener, config.http).map_err(|why| {
-            StartError::Listen {
-                addr: listening,
-                why,
-            }
-        })?;
+        agent.serve(listener, config.http)?;
+        agent.break_on_purpose();
+        Ok(agent)
+    }
+
+    fn serve(&self, listener: TcpListener, config: http::Config) -> Result<(), StartError> {
+        let addr = self.listening;
+        let http = http::Server::new(self.api.clone(), listener, config)
+            .map_err(|why| StartError::Listen { addr, why })?;
         if let Some(why) = http.shut() {
             let key = "listen".to_owned();
-            agent.telemetry.emit(Event::ConfigWarning { key, why });
+            self.telemetry.emit(Event::ConfigWarning { key, why });
         }
-        agent
-            .supervisor
+        self.supervisor
             .child(Spec::permanent("http"), move |token| {
                 let http = http.clone();
                 async move { http.serve(token).await }
             });
-        agent.break_on_purpose();
-        Ok(agent)
+        Ok(())
     }
 
     /// For tests: each child that [`BREAK`] names fails once, as if it had panicked.

@@ -24,7 +24,7 @@ pub(super) fn borne_out(text: &str, claims: &[Claim], known: &[&str]) -> Option<
         last.len() >= NAME && !names.iter().any(|n| n == path) && has_word(&bare, last)
     };
     let holds = paths(&text).all(|path| names.iter().any(|n| n == path))
-        && !known.iter().any(|path| stranger(path))
+        && !known.iter().any(stranger)
         && numbers(&bare)?
             .iter()
             .all(|n| claimed.iter().any(|c| is_same(*n, *c)));

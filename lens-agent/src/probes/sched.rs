@@ -159,6 +159,65 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Ok(Box::new(Sched::start(setup)?))
 }
 
+/// What this kernel has for the probe.
+struct Abilities {
+    /// Books of its own on when tasks were queued and how long they waited.
+    has_sched_info: bool,
+    /// Memory for records of tasks that may be taken under a run queue's lock.
+    may_allocate: bool,
+    /// Books on how long a quota held a run queue.
+    splits_quota: bool,
+}
+
+/// Finds out, and tells the programs.
+fn abilities(plan: &mut Plan<'_>, setup: &Setup<'_>) -> Abilities {
+    let types = setup.types;
+    let optional = [
+        ("TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
+        ("TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
+        ("TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
+        (
+            "TASK_LAST_ARRIVAL",
+            "task_struct",
+            "sched_info.last_arrival",
+        ),
+        ("TASK_ARRIVALS", "task_struct", "sched_info.pcount"),
+        ("TASK_CPU", "task_struct", "thread_info.cpu"),
+        ("CFS_RQ_RQ", "cfs_rq", "rq"),
+        ("RQ_CLOCK", "rq", "clock"),
+        ("RQ_CLOCK_TASK", "rq", "clock_task"),
+    ];
+    let mut has_sched_info = !setup.config.force_fallback;
+    for (name, structure, field) in optional {
+        let offset = types.offset(structure, field);
+        has_sched_info &= offset.is_some();
+        plan.constant(name, offset.unwrap_or_default());
+    }
+    plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
+    // Since 6.4: memory of its own, for where the page allocator must not be asked.
+    let set_aside = types.offset("bpf_local_storage_map", "selem_ma");
+    let may_allocate = set_aside.is_some() && !setup.config.force_fallback;
+    plan.constant("MAY_ALLOCATE", u32::from(may_allocate));
+    let throttled = types.any_offset(
+        "cfs_rq",
+        &["throttled_clock_self_time", "throttled_clock_pelt_time"],
+    );
+    let splits_quota = has_sched_info && throttled.is_some();
+    plan.constant("CFS_RQ_THROTTLED_NS", throttled.unwrap_or_default());
+    plan.constant("HAS_THROTTLED", u32::from(splits_quota));
+    let throttled_at = types.offset("cfs_rq", "throttled_clock_self");
+    plan.constant("CFS_RQ_THROTTLED_AT", throttled_at.unwrap_or_default());
+    plan.constant(
+        "HAS_THROTTLED_AT",
+        u32::from(splits_quota && throttled_at.is_some()),
+    );
+    Abilities {
+        has_sched_info,
+        may_allocate,
+        splits_quota,
+    }
+}
+
 impl Sched {
     fn start(setup: &Setup<'_>) -> Result<Self, ProbeError> {
         let types = setup.types;
@@ -168,45 +227,11 @@ impl Sched {
         plan.offset("TASK_PID", "task_struct", "pid")?;
         plan.offset("TASK_FLAGS", "task_struct", "flags")?;
         plan.offset("META_SEQ", "bpf_iter_meta", "seq")?;
-        let optional = [
-            ("TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
-            ("TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
-            ("TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
-            (
-                "TASK_LAST_ARRIVAL",
-                "task_struct",
-                "sched_info.last_arrival",
-            ),
-            ("TASK_ARRIVALS", "task_struct", "sched_info.pcount"),
-            ("TASK_CPU", "task_struct", "thread_info.cpu"),
-            ("CFS_RQ_RQ", "cfs_rq", "rq"),
-            ("RQ_CLOCK", "rq", "clock"),
-            ("RQ_CLOCK_TASK", "rq", "clock_task"),
-        ];
-        let mut has_sched_info = !setup.config.force_fallback;
-        for (name, structure, field) in optional {
-            let offset = types.offset(structure, field);
-            has_sched_info &= offset.is_some();
-            plan.constant(name, offset.unwrap_or_default());
-        }
-        plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
-        // Since 6.4: memory of its own, for where the page allocator must not be asked.
-        let set_aside = types.offset("bpf_local_storage_map", "selem_ma");
-        let may_allocate = set_aside.is_some() && !setup.config.force_fallback;
-        plan.constant("MAY_ALLOCATE", u32::from(may_allocate));
-        let throttled = types.any_offset(
-            "cfs_rq",
-            &["throttled_clock_self_time", "throttled_clock_pelt_time"],
-        );
-        let splits_quota = has_sched_info && throttled.is_some();
-        plan.constant("CFS_RQ_THROTTLED_NS", throttled.unwrap_or_default());
-        plan.constant("HAS_THROTTLED", u32::from(splits_quota));
-        let throttled_at = types.offset("cfs_rq", "throttled_clock_self");
-        plan.constant("CFS_RQ_THROTTLED_AT", throttled_at.unwrap_or_default());
-        plan.constant(
-            "HAS_THROTTLED_AT",
-            u32::from(splits_quota && throttled_at.is_some()),
-        );
+        let Abilities {
+            has_sched_info,
+            may_allocate,
+            splits_quota,
+        } = abilities(&mut plan, setup);
         plan.per_cpu("SLOT", SLOTS)
             .per_cpu("PAIR", PAIRS)
             .per_cpu("RUN", 1);

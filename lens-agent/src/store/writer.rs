@@ -18,6 +18,9 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// How long [`Writer::queue`] waits for room.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long [`Writer::wait_for`] waits for the commit: who asks must not hang with a writer that
+/// has failed.
+const COMMITTED: Duration = Duration::from_secs(10);
 /// How often the thread looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(200);
 /// Free pages given back to the file system with each retention; 4 MiB.
@@ -105,7 +108,12 @@ impl Writer {
             change,
             reply: Some(reply),
         })?;
-        done.recv().unwrap_or(Err(StoreError::Closed))
+        match done.recv_timeout(COMMITTED) {
+            Ok(result) => result,
+            // It is still queued, and written if the thread ever gets to it.
+            Err(RecvTimeoutError::Timeout) => Err(StoreError::Busy),
+            Err(RecvTimeoutError::Disconnected) => Err(StoreError::Closed),
+        }
     }
 
     fn send(&self, queued: Queued) -> Result<(), StoreError> {

@@ -30,6 +30,7 @@ use lens_ebpf::{
     loss::count,
     near, offsets, per_cpu,
     target::{cgroup_of, slot_of},
+    task::TaskContext,
 };
 
 #[map]
@@ -168,13 +169,6 @@ fn rss_stat(ctx: BtfTracePointContext) -> i32 {
         }
     }
     0
-}
-
-/// `struct bpf_iter__task`: what an iterator over tasks is given.
-#[repr(C)]
-struct TaskContext {
-    meta: *const u8,
-    task: *const u8,
 }
 
 /// Counts the pages of processes that were there before their cgroup was watched. Writes nothing.

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     let outside = tempfile::tempdir()?;
     let attacher = Attacher::start()?;
     // What cannot be done before either tells nothing.
-    let before: Vec<_> = doors(outside.path(), |door| door.is_closed());
+    let before: Vec<_> = doors(outside.path(), Door::is_closed);
     let mut open = Quality::default();
     close(&directory, &mut open);
     open.merge(attacher.not_closed());

@@ -13,6 +13,7 @@ const STORM: Storm = Storm {
     category: Category::CrashLoop,
     metric: "crashes_count",
     share: 0.5,
+    of_a_start: None,
     advice: "Look at the core dumps or the log of what crashes in {}; its supervisor starts it over and over.",
 };
 

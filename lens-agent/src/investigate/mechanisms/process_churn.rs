@@ -13,6 +13,7 @@ const STORM: Storm = Storm {
     category: Category::ProcessChurn,
     metric: "forks_per_sec",
     share: 0.5,
+    of_a_start: None,
     advice: "See what {} starts over and over, and let one process do the work.",
 };
 

@@ -14,6 +14,8 @@ const STORM: Storm = Storm {
     category: Category::SyscallStorm,
     metric: "syscalls_per_sec",
     share: 0.5,
+    // Some hundred, of which most find and map libraries.
+    of_a_start: Some(1000.0),
     advice: "See which call {} makes in a loop, and why it does not wait: `lens snapshot syscalls`.",
 };
 

@@ -127,6 +127,9 @@ fn syscall_storm() {
         mechanism,
         &storm("syscalls_per_sec", 1000.0, 200_000.0, 1_000_000.0),
     );
+    // Processes that start make them.
+    let starts = storm("syscalls_per_sec", 1000.0, 400_000.0, 500_000.0);
+    struck_out(mechanism, &starts.set("/job", "forks_per_sec", 1.0, 2000.0));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! for that in its state directory, which only root can read.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
@@ -83,7 +84,11 @@ impl Token {
     pub fn make(file: &Path) -> io::Result<Self> {
         let mut random = [0_u8; 32];
         fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
-        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = random.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
         // Another's file would keep its mode.
         match fs::remove_file(file) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{
-        FromRequestParts, Path, Query, State,
+        FromRequest, FromRequestParts, Path, Query, Request, State,
         rejection::{JsonRejection, PathRejection, QueryRejection},
     },
     http::{
@@ -17,7 +17,7 @@ use axum::{
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::problem::problem;
 use crate::{
@@ -151,6 +151,37 @@ impl<S: Sync, T: Parameters> FromRequestParts<S> for Asked<T> {
     }
 }
 
+/// The id at the end of an address.
+struct Id(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(id)) => Ok(Self(id)),
+            Err(why) => Err(bad(PathRejection::body_text(&why))),
+        }
+    }
+}
+
+/// The body of a request, JSON.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(why) => Err(problem(
+                JsonRejection::status(&why),
+                JsonRejection::body_text(&why),
+            )),
+        }
+    }
+}
+
 fn misunderstood<T: Parameters>(why: &QueryRejection) -> Response {
     bad(format!("{}; this page takes {}", why.body_text(), T::KNOWN))
 }
@@ -194,61 +225,38 @@ async fn insights(State(api): State<Api>, Asked(of): Asked<Selection>) -> Respon
     }
 }
 
-async fn insight(State(api): State<Api>, id: Result<Path<String>, PathRejection>) -> Response {
-    let id = match id {
-        Ok(Path(id)) => id,
-        Err(why) => return bad(why.body_text()),
-    };
-    match api.insight(&id) {
-        Some(insight) => Json(insight).into_response(),
-        None => problem(StatusCode::NOT_FOUND, format!("there is no insight {id}")),
-    }
+async fn insight(State(api): State<Api>, Id(id): Id) -> Response {
+    one(api.insight(&id), "insight", &id)
 }
 
 /// Answers at once; how it goes is asked by its id.
 async fn investigate(
     State(api): State<Api>,
-    request: Result<Json<InvestigationRequest>, JsonRejection>,
+    Body(request): Body<InvestigationRequest>,
 ) -> Response {
-    let request = match request {
-        Ok(Json(request)) => request,
-        Err(why) => return problem(why.status(), why.body_text()),
-    };
     match api.investigate(request, SystemClock.now().wall) {
         Ok(investigation) => (StatusCode::ACCEPTED, Json(investigation)).into_response(),
         Err(why) => refused(&why),
     }
 }
 
-async fn investigation(
-    State(api): State<Api>,
-    id: Result<Path<String>, PathRejection>,
-) -> Response {
-    let id = match id {
-        Ok(Path(id)) => id,
-        Err(why) => return bad(why.body_text()),
-    };
-    match api.investigation(&id) {
-        Some(investigation) => Json(investigation).into_response(),
-        None => problem(
-            StatusCode::NOT_FOUND,
-            format!("there is no investigation {id}"),
-        ),
-    }
+async fn investigation(State(api): State<Api>, Id(id): Id) -> Response {
+    one(api.investigation(&id), "investigation", &id)
 }
 
 /// Answers when the trace is over; a client that goes away ends it.
-async fn trace(
-    State(api): State<Api>,
-    request: Result<Json<TraceRequest>, JsonRejection>,
-) -> Response {
-    let request = match request {
-        Ok(Json(request)) => request,
-        Err(why) => return problem(why.status(), why.body_text()),
-    };
+async fn trace(State(api): State<Api>, Body(request): Body<TraceRequest>) -> Response {
     match api.trace(request).await {
         Ok(traced) => Json(traced).into_response(),
         Err(why) => refused(&why),
+    }
+}
+
+/// The one with this id, if there is one.
+fn one<T: Serialize>(found: Option<T>, what: &str, id: &str) -> Response {
+    match found {
+        Some(found) => Json(found).into_response(),
+        None => problem(StatusCode::NOT_FOUND, format!("there is no {what} {id}")),
     }
 }
 

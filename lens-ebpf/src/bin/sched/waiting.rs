@@ -9,6 +9,7 @@ use lens_ebpf::{
     field::read,
     loss::count,
     target::{cgroup_of, slot_of},
+    task::TaskContext,
 };
 
 use crate::{
@@ -18,13 +19,6 @@ use crate::{
     },
     throttling::address_of_run_queue,
 };
-
-/// `struct bpf_iter__task`: what an iterator over tasks is given.
-#[repr(C)]
-struct TaskContext {
-    meta: *const u8,
-    task: *const u8,
-}
 
 /// Makes the records of tasks that were there before the programs.
 #[unsafe(link_section = "iter/task")]
