@@ -276,6 +276,7 @@ impl Judge {
             status.learned = learned;
             status.targets = sample.kernel.targets.len();
             status.history = history;
+            status.tables.clone_from(&sample.kernel.tables);
             status.quality = quality;
         });
     }

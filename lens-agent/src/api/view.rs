@@ -1,6 +1,6 @@
 //! Shapes of what the API shows beside incidents, insights and snapshots.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use crate::{
         metric::Metric,
         quality::{Missing, Quality},
     },
+    probes::Fill,
     skills::OwnCost,
 };
 
@@ -38,6 +39,8 @@ pub struct Status {
     pub targets: usize,
     /// Ticks and bytes of the history.
     pub history: (usize, usize),
+    /// How full the kernel side's tables are, by name.
+    pub tables: BTreeMap<String, Fill>,
     /// What it takes.
     pub cost: OwnCost,
     /// What it cannot see.

@@ -12,7 +12,7 @@ use lens_common::{
     syscalls::{Call, CallErrno, CallTimes},
 };
 
-use super::{mapped::Mapped, targets::Targets};
+use super::{Fill, mapped::Mapped, targets::Targets};
 
 /// A place whose first word is the id of its cgroup; 0 is a free place.
 pub(super) trait OfCgroup: Plain {
@@ -48,14 +48,19 @@ impl Strangers {
     }
 
     /// Hands every place of a target to `take`, with where it lies, and frees those of cgroups
-    /// that are gone.
+    /// that are gone. How full the table was.
     pub(super) fn sweep<T: OfCgroup>(
         &mut self,
         table: &Mapped<T>,
         targets: &Targets,
         mut take: impl FnMut(usize, usize, &T),
-    ) {
+    ) -> Fill {
+        let mut fill = Fill {
+            used: 0,
+            places: table.block(),
+        };
         for cpu in 0..table.cpus() {
+            let mut used = 0;
             for i in 0..table.block() {
                 // Most places are free: no need to copy them.
                 let id = table
@@ -64,6 +69,7 @@ impl Strangers {
                 if matches!(id, None | Some(0)) {
                     continue;
                 }
+                used += 1;
                 let Some(place) = table.get(cpu, i) else {
                     continue;
                 };
@@ -76,7 +82,9 @@ impl Strangers {
                     self.now.insert(cgroup);
                 }
             }
+            fill.used = fill.used.max(used);
         }
+        fill
     }
 }
 

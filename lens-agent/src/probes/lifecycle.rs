@@ -10,7 +10,7 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    KernelReading, ObjectError, Probe, ProbeError, Setup,
+    Fill, KernelReading, ObjectError, Probe, ProbeError, Setup,
     keyed::Strangers,
     mapped::Mapped,
     object::{Losses, Object, Plan, ProgramCost, bytes},
@@ -173,7 +173,12 @@ impl Lifecycle {
         sum
     }
 
-    fn add_forkers(&mut self, targets: &Targets, into: &mut BTreeMap<u64, LifecycleCounters>) {
+    /// How full the table was.
+    fn add_forkers(
+        &mut self,
+        targets: &Targets,
+        into: &mut BTreeMap<u64, LifecycleCounters>,
+    ) -> Fill {
         // One process forks on several CPUs; its name is the newest.
         let mut newest: BTreeMap<(u64, u32), u64> = BTreeMap::new();
         self.strangers.next_reading();
@@ -191,7 +196,7 @@ impl Lifecycle {
                 *last = at.last_ns;
                 forker.comm = text::clean_bytes(&at.comm);
             }
-        });
+        })
     }
 
     /// What the ring holds, and at most what it can hold at once.
@@ -223,7 +228,8 @@ impl Probe for Lifecycle {
         if other != LifecycleCounters::default() {
             cgroups.insert(0, other);
         }
-        self.add_forkers(targets, &mut cgroups);
+        let forkers = self.add_forkers(targets, &mut cgroups);
+        into.tables.insert("lifecycle.forkers".to_owned(), forkers);
         let abnormal = self.abnormal();
         for (map, n) in self.losses.all() {
             into.quality.lost.insert(map, n);

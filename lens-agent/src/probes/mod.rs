@@ -137,8 +137,19 @@ pub struct KernelReading {
     pub lifecycle: Option<LifecycleReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
+    /// How full the kernel side's tables are, by name.
+    pub tables: BTreeMap<String, Fill>,
     /// What was not seen.
     pub quality: Quality,
+}
+
+/// How full a table is that each CPU has for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// Places taken on the CPU where most are.
+    pub used: usize,
+    /// Places on each CPU.
+    pub places: usize,
 }
 
 /// Which probes to run, for whom.

@@ -19,13 +19,12 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    KernelReading, Probe, ProbeError, Setup,
+    Fill, KernelReading, Probe, ProbeError, Setup,
     mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
-use crate::base::quality::Quality;
 
 /// Who held a CPU while somebody waited for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -318,7 +317,7 @@ impl Sched {
         &self,
         slots: &BTreeMap<u64, u32>,
         targets: &Targets,
-        quality: &mut Quality,
+        into: &mut KernelReading,
     ) -> Result<BTreeMap<u64, SchedCounters>, ProbeError> {
         // In a busy cgroup some wait ends at every moment: after a few tries only those count
         // that were long. What is missed is no longer than what is seen to have ended.
@@ -336,7 +335,8 @@ impl Sched {
                 .iter()
                 .map(|(id, counters)| (*id, (counters.waits, counters.wait_ns)))
                 .collect();
-            self.add_pairs(&mut now, targets);
+            let pairs = self.add_pairs(&mut now, targets);
+            into.tables.insert("sched.pairs".to_owned(), pairs);
             self.add_waiting(&mut now)?;
             done.append(&mut now);
             left.retain(|id, slot| {
@@ -350,12 +350,18 @@ impl Sched {
                 break;
             }
         }
-        quality.censored += done.values().map(|c| c.waiting).sum::<u64>();
+        into.quality.censored += done.values().map(|c| c.waiting).sum::<u64>();
         Ok(done)
     }
 
-    fn add_pairs(&self, into: &mut BTreeMap<u64, SchedCounters>, targets: &Targets) {
+    /// How full the table was.
+    fn add_pairs(&self, into: &mut BTreeMap<u64, SchedCounters>, targets: &Targets) -> Fill {
+        let mut fill = Fill {
+            used: 0,
+            places: self.pairs.block(),
+        };
         for cpu in 0..self.pairs.cpus() {
+            let mut used = 0;
             for i in 0..self.pairs.block() {
                 let Some(pair) = self.pairs.get(cpu, i) else {
                     continue;
@@ -363,6 +369,7 @@ impl Sched {
                 if pair.victim == 0 {
                     continue;
                 }
+                used += 1;
                 let Some(counters) = into.get_mut(&pair.victim) else {
                     if !targets.counts(pair.victim) {
                         // Its cgroup is gone for good: make room.
@@ -377,7 +384,9 @@ impl Sched {
                 held.exact_ns += pair.ns;
                 held.sampled_ns += pair.sampled_ns;
             }
+            fill.used = fill.used.max(used);
         }
+        fill
     }
 
     /// Frees a pair's place. The kernel side takes it for another as soon as it has no victim, so
@@ -452,8 +461,8 @@ impl Probe for Sched {
             .filter(|(_, target)| target.slot != 0)
             .map(|(id, target)| (*id, target.slot))
             .collect();
+        let mut cgroups = self.read_once(&slots, targets, into)?;
         let quality = &mut into.quality;
-        let mut cgroups = self.read_once(&slots, targets, quality)?;
         for (id, slot) in &slots {
             let ended = self.take_max(*slot);
             if let Some(counters) = cgroups.get_mut(id) {

@@ -10,7 +10,7 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    KernelReading, Probe, ProbeError, Setup,
+    Fill, KernelReading, Probe, ProbeError, Setup,
     keyed::{Strangers, take},
     mapped::Mapped,
     near::Near,
@@ -131,9 +131,14 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
 }
 
 impl Syscalls {
-    fn add_calls(&mut self, targets: &Targets, into: &mut BTreeMap<u64, SyscallCounters>) {
+    /// How full the tables were: of calls, errors and times.
+    fn add_calls(
+        &mut self,
+        targets: &Targets,
+        into: &mut BTreeMap<u64, SyscallCounters>,
+    ) -> [Fill; 3] {
         self.strangers.next_reading();
-        self.strangers.sweep(&self.calls, targets, |_, _, call| {
+        let calls = self.strangers.sweep(&self.calls, targets, |_, _, call| {
             let counters = into.entry(call.cgroup).or_default();
             counters.calls += call.calls;
             counters.errors += call.errors;
@@ -141,7 +146,7 @@ impl Syscalls {
             by_number.calls += call.calls;
             by_number.errors += call.errors;
         });
-        self.strangers.sweep(&self.errnos, targets, |_, _, at| {
+        let errnos = self.strangers.sweep(&self.errnos, targets, |_, _, at| {
             let counters = into.entry(at.cgroup).or_default();
             let by_number = counters.by_number.entry(at.nr).or_default();
             if at.errno < INTERRUPTED {
@@ -151,7 +156,7 @@ impl Syscalls {
             }
         });
         let table = &self.times;
-        self.strangers.sweep(table, targets, |cpu, i, at| {
+        let times = self.strangers.sweep(table, targets, |cpu, i, at| {
             let Ok(nr) = u32::try_from(at.nr) else { return };
             let counters = into.entry(at.cgroup).or_default();
             let times = &mut counters.by_number.entry(nr).or_default().times;
@@ -166,6 +171,7 @@ impl Syscalls {
                 times.hist[bucket] += u64::from(at.hist[bucket]);
             }
         });
+        [calls, errnos, times]
     }
 
     /// What is counted in a slot only.
@@ -188,7 +194,10 @@ impl Probe for Syscalls {
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
         let mut cgroups = BTreeMap::new();
-        self.add_calls(targets, &mut cgroups);
+        let fills = self.add_calls(targets, &mut cgroups);
+        let names = ["syscalls.calls", "syscalls.errnos", "syscalls.times"];
+        into.tables
+            .extend(names.map(str::to_owned).into_iter().zip(fills));
         let own = targets.live().iter().filter(|(_, t)| t.slot != 0);
         for (id, slot) in own.map(|(id, t)| (*id, t.slot)).chain([(0, 0)]) {
             let other = self.slot(slot);

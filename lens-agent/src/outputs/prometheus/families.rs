@@ -264,12 +264,15 @@ fn each_program(scrape: &Scrape, mut put: impl FnMut(&[&str], &ProgramStatus)) {
 }
 
 /// Tables whose fill is known: cgroups in the kernel's table, and those that have a slot of their
-/// own; what comes after shares slot 0.
+/// own (what comes after shares slot 0); and those of the probes, on the CPU where they are fullest.
 fn each_table(scrape: &Scrape, mut put: impl FnMut(&str, f64, f64)) {
     let targets = scrape.status.targets as f64;
     put("targets", targets, f64::from(TARGET_NAMES));
     let slots = f64::from(MAX_TARGETS);
     put("target_slots", targets.min(slots), slots);
+    for (name, fill) in &scrape.status.tables {
+        put(name, fill.used as f64, fill.places as f64);
+    }
 }
 
 fn own_cpu_seconds() -> f64 {
