@@ -131,10 +131,6 @@ impl Prepared {
             quality.merge(attacher.not_closed());
         }
         Store::make_directory(&config.state_dir)?;
-        let token = config.state_dir.join(TOKEN_FILE);
-        config.http.command_token = Token::make(&token)
-            .map_err(|why| quality.miss("commands", format!("{}: {why}", token.display())))
-            .ok();
         let cannot = |why| StartError::Listen {
             addr: config.listen,
             why,
@@ -142,6 +138,11 @@ impl Prepared {
         let listener = TcpListener::bind(config.listen).map_err(cannot)?;
         listener.set_nonblocking(true).map_err(cannot)?;
         let listening = listener.local_addr().map_err(cannot)?;
+        // Not before: another agent that has the address has left its own there.
+        let token = config.state_dir.join(TOKEN_FILE);
+        config.http.command_token = Token::make(&token)
+            .map_err(|why| quality.miss("commands", format!("{}: {why}", token.display())))
+            .ok();
         let host = HostReader::new(Root::default())?;
         let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;

@@ -236,6 +236,14 @@ impl Detector {
                 let Some((expected, source)) = beyond else {
                     continue;
                 };
+                // Where a fall means nothing there is no lower end.
+                let expected = match series.metric.bad {
+                    Bad::High | Bad::Never => Expected {
+                        low: f64::NEG_INFINITY,
+                        ..expected
+                    },
+                    Bad::Low | Bad::Both => expected,
+                };
                 let needed = match source {
                     Source::Own => STREAK,
                     Source::Borrowed => STREAK_BORROWED,

@@ -31,15 +31,27 @@ enum ConfigCommand {
         config: Option<PathBuf>,
         #[command(flatten)]
         settings: Box<Settings>,
+        /// JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
 impl Config {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        if let Some(ConfigCommand::Check { config, settings }) = self.command {
+        if let Some(ConfigCommand::Check {
+            config,
+            settings,
+            json,
+        }) = self.command
+        {
             let below = Settings::from_file(config.as_deref())?;
             settings.over(below).resolve()?;
-            out.line("the settings make sense")?;
+            if json {
+                out.json(&serde_json::json!({ "valid": true }))?;
+            } else {
+                out.line("the settings make sense")?;
+            }
             return Ok(Outcome::Fine);
         }
         let below = Settings::from_file(self.file.as_deref())?;

@@ -161,10 +161,13 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
 }
 
 fn attached(probe: &str, costs: &[(&'static str, Vec<probes::ProgramCost>)]) -> String {
-    let programs = costs
+    let mut programs: Vec<_> = costs
         .iter()
         .filter(|(name, _)| *name == probe)
-        .flat_map(|(_, c)| c);
+        .flat_map(|(_, c)| c)
+        .collect();
+    programs.sort_by(|a, b| a.program.cmp(&b.program));
+    let programs = programs.into_iter();
     let told: Vec<String> = programs
         .filter_map(|p| {
             Some(format!(

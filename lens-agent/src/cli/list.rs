@@ -98,7 +98,7 @@ impl Probes {
                     String::new(),
                     number(program.runs_per_sec),
                     program.ns_per_run.map_or_else(String::new, number),
-                    number(program.cpu_percent),
+                    format!("{:.4}", program.cpu_percent),
                 ]);
             }
         }

@@ -171,7 +171,11 @@ fn show(out: &mut Out, traced: &Traced) -> Result<(), Trouble> {
         traced.function,
         traced.place.skipped,
         traced.place.instruction,
-        if traced.timed { "" } else { ", calls only" },
+        if traced.timed {
+            ""
+        } else {
+            ", calls only: --returns times them"
+        },
     ))?;
     out.line(format!(
         "{} calls in {:.3} s, {} a second; {ended}",
@@ -194,9 +198,9 @@ fn show(out: &mut Out, traced: &Traced) -> Result<(), Trouble> {
         words("cgroup"),
         numbers("calls"),
         numbers("per s"),
-        numbers("p50 us"),
-        numbers("p99 us"),
-        numbers("max us"),
+        numbers("p50 µs"),
+        numbers("p99 µs"),
+        numbers("max µs"),
     ];
     if !traced.cgroups.is_empty() {
         out.table(&head, rows.collect())?;

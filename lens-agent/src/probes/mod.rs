@@ -123,6 +123,8 @@ pub trait Probe: Debug + Send {
 /// What all probes have counted, at one moment. A probe that does not run is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelReading {
+    /// Whether only some cgroups are watched: then no sum over them is the host's.
+    pub partial: bool,
     /// Names of the cgroups that are targets, by id.
     pub targets: BTreeMap<u64, Arc<str>>,
     /// Names of other cgroups that a number refers to.
@@ -259,7 +261,10 @@ impl Probes {
         if self.readings.is_multiple_of(SCAN_EVERY) {
             self.targets.scan();
         }
-        let mut reading = KernelReading::default();
+        let mut reading = KernelReading {
+            partial: !self.targets.watch_all(),
+            ..KernelReading::default()
+        };
         for refusal in &self.refused {
             reading.quality.miss(refusal.probe, refusal.why.to_string());
         }

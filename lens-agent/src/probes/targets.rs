@@ -279,6 +279,11 @@ impl Targets {
         self.names.get(&id)
     }
 
+    /// Whether every cgroup is watched.
+    pub fn watch_all(&self) -> bool {
+        self.globs.are_all()
+    }
+
     /// The patterns that no cgroup matches at present.
     pub fn unmatched(&self) -> Vec<String> {
         self.globs.unmatched(self.names.values().map(|n| &**n))

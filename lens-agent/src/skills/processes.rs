@@ -177,8 +177,10 @@ fn lives(view: &View<'_>, look: &mut Look) {
         .zip(view.before.kernel.lifecycle.as_ref());
     let Some((now, then)) = readings else { return };
     let mut sum = [0_u64; 4];
-    let rows = view.of_scope(&now.cgroups, &then.cgroups);
-    for (_, now, then) in rows.into_iter().flatten() {
+    let Some(rows) = view.of_scope(&now.cgroups, &then.cgroups) else {
+        return;
+    };
+    for (_, now, then) in rows {
         let none = LifecycleCounters::default();
         let then = then.unwrap_or(&none);
         sum[0] += now.forks.saturating_sub(then.forks);
@@ -211,7 +213,7 @@ fn is_crash(signal: u32) -> bool {
 }
 
 /// The cgroup's own counter; without one, and for the root, whose counter is the host's, what the
-/// processes say.
+/// processes say. One that has ended takes its time out of their sum: a sum that fell says nothing.
 fn cpu(view: &View<'_>, now: &ProcessSummary, then: &ProcessSummary, look: &mut Look) {
     let own = view
         .cgroup()
@@ -224,14 +226,17 @@ fn cpu(view: &View<'_>, now: &ProcessSummary, then: &ProcessSummary, look: &mut 
                 .map(|(n, t)| n.saturating_sub(t));
             Some((now.usage_us.saturating_sub(then.usage_us), system))
         });
-    let (used_us, system_us) = own.unwrap_or_else(|| {
+    let summed = || {
         let used = |p: &ProcessSummary| p.user_ms + p.system_ms;
-        let system = now.system_ms.saturating_sub(then.system_ms);
-        (
-            1000 * used(now).saturating_sub(used(then)),
+        let system = now.system_ms.checked_sub(then.system_ms)?;
+        Some((
+            1000 * used(now).checked_sub(used(then))?,
             Some(1000 * system),
-        )
-    });
+        ))
+    };
+    let Some((used_us, system_us)) = own.or_else(summed) else {
+        return;
+    };
     look.set("cpu_ms_per_sec", view.per_sec(used_us as f64 / 1e3))
         .set(
             "cpu_system_ms_per_sec",

@@ -93,13 +93,14 @@ impl<'a> View<'a> {
     }
 
     /// What of a map by cgroup id belongs to the scope: id, now, and before if it was there. For the
-    /// host all of it; `None` for a target that is not in it.
+    /// host all of it, unless only some cgroups are watched; `None` for a target that is not in it.
     pub fn of_scope<T>(
         &self,
         now: &'a BTreeMap<u64, T>,
         before: &'a BTreeMap<u64, T>,
     ) -> Option<impl Iterator<Item = (u64, &'a T, Option<&'a T>)>> {
         let ids = match self.scope {
+            Scope::Host if self.now.kernel.partial => return None,
             Scope::Host => 0..=u64::MAX,
             Scope::Cgroup(path) => {
                 let id = self.cgroup_id(path).filter(|id| now.contains_key(id))?;
