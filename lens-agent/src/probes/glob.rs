@@ -62,11 +62,6 @@ impl Globs {
         self.matches(&format!("{}/\u{1}", path.trim_end_matches('/')))
     }
 
-    /// Whether every cgroup is watched.
-    pub fn are_all(&self) -> bool {
-        self.patterns.is_empty()
-    }
-
     /// The patterns that match none of `paths`.
     pub fn unmatched<S: AsRef<str>>(&self, paths: impl Iterator<Item = S>) -> Vec<String> {
         let mut matched = vec![false; self.patterns.len()];

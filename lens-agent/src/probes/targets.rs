@@ -281,7 +281,7 @@ impl Targets {
 
     /// Whether every cgroup is watched.
     pub fn watch_all(&self) -> bool {
-        self.globs.are_all()
+        self.globs.is_everything()
     }
 
     /// The patterns that no cgroup matches at present.
