@@ -1,9 +1,6 @@
 //! `lens config`: the settings that hold, and whether they make sense.
 
-use std::path::PathBuf;
-
-use super::{Outcome, Trouble, out::Out};
-use crate::config::Settings;
+use super::{Outcome, Trouble, chosen::Chosen, out::Out};
 
 /// Shows every setting as it holds: flags over environment over file over defaults. Keys and tokens
 /// are named by where they are, never shown.
@@ -12,11 +9,8 @@ use crate::config::Settings;
 pub(super) struct Config {
     #[command(subcommand)]
     command: Option<ConfigCommand>,
-    /// Settings [default: /etc/lens/lens.toml, if it exists]
-    #[arg(long = "config", value_name = "FILE", env = "LENS_CONFIG")]
-    file: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    chosen: Chosen,
     /// JSON
     #[arg(long)]
     json: bool,
@@ -26,11 +20,8 @@ pub(super) struct Config {
 enum ConfigCommand {
     /// Whether the settings make sense
     Check {
-        /// Settings [default: /etc/lens/lens.toml, if it exists]
-        #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
-        config: Option<PathBuf>,
         #[command(flatten)]
-        settings: Box<Settings>,
+        chosen: Box<Chosen>,
         /// JSON
         #[arg(long)]
         json: bool,
@@ -39,14 +30,8 @@ enum ConfigCommand {
 
 impl Config {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        if let Some(ConfigCommand::Check {
-            config,
-            settings,
-            json,
-        }) = self.command
-        {
-            let below = Settings::from_file(config.as_deref())?;
-            settings.over(below).resolve()?;
+        if let Some(ConfigCommand::Check { chosen, json }) = self.command {
+            chosen.settings()?.resolve()?;
             if json {
                 out.json(&serde_json::json!({ "valid": true }))?;
             } else {
@@ -54,8 +39,7 @@ impl Config {
             }
             return Ok(Outcome::Fine);
         }
-        let below = Settings::from_file(self.file.as_deref())?;
-        let settings = self.settings.over(below).complete();
+        let settings = self.chosen.settings()?.complete();
         if self.json {
             out.json(&settings)?;
         } else {

@@ -1,8 +1,6 @@
 //! `lens doctor`: what works on this kernel.
 
-use std::path::PathBuf;
-
-use super::{Outcome, Trouble, out::Out, run::need_root};
+use super::{Outcome, Trouble, chosen::Chosen, out::Out, run::need_root};
 use crate::{
     agent,
     config::{ConfigError, Settings},
@@ -12,11 +10,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Doctor {
-    /// Settings [default: /etc/lens/lens.toml, if it exists]
-    #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    settings: Box<Settings>,
+    chosen: Box<Chosen>,
     /// JSON
     #[arg(long)]
     json: bool,
@@ -53,8 +48,7 @@ impl Check {
 
 impl Doctor {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
-        let settings = Settings::from_file(self.config.as_deref())
-            .and_then(|below| self.settings.over(below).resolve());
+        let settings = self.chosen.settings().and_then(Settings::resolve);
         let checks = checks(settings.map(|_| ()));
         if self.json {
             out.json(&checks)?;

@@ -1,6 +1,7 @@
 //! The command line: parses, runs a command, and turns its outcome into an exit code.
 
 mod ask;
+mod chosen;
 mod config;
 mod doctor;
 mod found;

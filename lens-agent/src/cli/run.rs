@@ -1,25 +1,21 @@
 //! `lens run`: the agent.
 
-use std::{io::IsTerminal as _, path::PathBuf};
+use std::io::IsTerminal as _;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Outcome, Trouble, out::Out};
+use super::{Outcome, Trouble, chosen::Chosen, out::Out};
 use crate::{
     agent::{Agent, Prepared},
     api::{Api, ProbeState},
-    config::Settings,
     telemetry::Event,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
-    /// Settings [default: /etc/lens/lens.toml, if it exists]
-    #[arg(long, value_name = "FILE", env = "LENS_CONFIG")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    chosen: Chosen,
 }
 
 /// An error unless the process may load programs into the kernel.
@@ -44,8 +40,7 @@ fn quoted(word: String) -> String {
 impl Run {
     /// What must happen while the process has one thread.
     pub(super) fn prepare(self) -> Result<Prepared, Trouble> {
-        let below = Settings::from_file(self.config.as_deref())?;
-        let config = self.settings.over(below).resolve()?;
+        let config = self.chosen.settings()?.resolve()?;
         need_root()?;
         log();
         Ok(Prepared::new(config)?)
