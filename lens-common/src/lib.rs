@@ -7,10 +7,12 @@
 
 pub mod function;
 pub mod hist;
+pub mod holder;
 pub mod lifecycle;
 pub mod limits;
 pub mod loss;
 pub mod memory;
+pub mod place;
 pub mod sched;
 pub mod syscalls;
 pub mod target;
@@ -34,5 +36,27 @@ macro_rules! plain {
         #[expect(unsafe_code, reason = "integers only; the size is the sum of the fields' sizes")]
         // SAFETY: integers only, and the assertion above leaves no room for padding.
         unsafe impl $crate::Plain for $type {}
+    )*};
+}
+
+/// A [`Plain`] type of 64-bit counters only: what several CPUs counted is their sum, word by word.
+///
+/// # Safety
+///
+/// Every field is a `u64`, an `i64`, or an array of them.
+#[expect(
+    unsafe_code,
+    reason = "the promise that lets the agent add them up as words"
+)]
+pub unsafe trait Counters: Plain + Default {}
+
+/// Declares that types are [`Plain`] and [`Counters`].
+#[macro_export]
+macro_rules! counters {
+    ($($type:ty: $size:expr),* $(,)?) => {$(
+        $crate::plain!($type: $size);
+        #[expect(unsafe_code, reason = "said by whoever declares it")]
+        // SAFETY: as the macro's user says: fields of 64 bits only.
+        unsafe impl $crate::Counters for $type {}
     )*};
 }

@@ -1,6 +1,6 @@
 //! The lifecycle object: tasks that begin, become another program, and end.
 
-use crate::plain;
+use crate::{counters, of_cgroup, plain};
 
 /// Length of a task's name in the kernel, the NUL included.
 pub const COMM: usize = 16;
@@ -80,8 +80,6 @@ pub struct ExitEvent {
     pub parent_comm: [u8; COMM],
 }
 
-plain!(
-    LifecycleSlot: 48 + 8 * KILLERS,
-    Forker: 40 + COMM,
-    ExitEvent: 32 + 2 * COMM,
-);
+counters!(LifecycleSlot: 48 + 8 * KILLERS);
+plain!(Forker: 40 + COMM, ExitEvent: 32 + 2 * COMM);
+of_cgroup!(Forker);

@@ -1,7 +1,7 @@
 //! What found no room, by map: each object counts in an array of its own, one block a CPU.
 
 /// Counters a CPU in each object.
-pub const COUNTERS: u32 = 16;
+pub const COUNTERS: u32 = 32;
 
 /// A task whose record could not be made: its sleep or the migration of its wait is not seen.
 pub const TASKS: u32 = 0;
@@ -28,6 +28,10 @@ pub const FORKERS: u32 = 9;
 pub const STACKS: u32 = 10;
 /// A call of a traced function that is counted with those of other cgroups.
 pub const CALLERS: u32 = 11;
+/// Something that is counted without its key: the table of places had no room for it.
+pub const PLACES: u32 = 12;
+/// Something under way whose beginning could not be remembered: its end is not seen.
+pub const UNDER_WAY: u32 = 13;
 
 /// One counter.
 #[repr(transparent)]
@@ -50,4 +54,6 @@ pub const NAMES: &[(u32, &str)] = &[
     (FORKERS, "forkers"),
     (STACKS, "stacks"),
     (CALLERS, "callers"),
+    (PLACES, "places"),
+    (UNDER_WAY, "under_way"),
 ];

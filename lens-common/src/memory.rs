@@ -1,6 +1,6 @@
 //! The memory object: page faults, page allocations, and resident pages.
 
-use crate::plain;
+use crate::{counters, plain};
 
 /// Kinds of resident pages, as the kernel numbers them: indexes into [`MemorySlot::rss`].
 pub const FILE: usize = 0;
@@ -62,4 +62,5 @@ pub struct FaultKey {
     pub stack: u64,
 }
 
-plain!(MemorySlot: 48 + 8 * KINDS, Space: 8 + 8 * KINDS, FaultKey: 24);
+counters!(MemorySlot: 48 + 8 * KINDS);
+plain!(Space: 8 + 8 * KINDS, FaultKey: 24);

@@ -45,22 +45,13 @@ pub struct SchedSlot {
     pub unseen_ns: u64,
 }
 
-/// Nobody ran: the CPU was idle.
-pub const BY_IDLE: u64 = u64::MAX;
-/// Kernel threads, interrupts, a hypervisor.
-pub const BY_KERNEL: u64 = u64::MAX - 1;
-/// The victim's own quota.
-pub const BY_QUOTA: u64 = u64::MAX - 2;
-/// Longer ago than the run intervals go back, or on a CPU that is not known.
-pub const BY_UNATTRIBUTED: u64 = u64::MAX - 3;
-
 /// How long a victim waited while `by` held the CPU. The time of several waiters adds up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pair {
     /// The victim's cgroup id; 0 is a free place.
     pub victim: u64,
-    /// The aggressor's cgroup id or one of the `BY_` words.
+    /// The aggressor's cgroup id or one of the words in [`crate::holder`].
     pub by: u64,
     /// Time of waits that are all walked.
     pub ns: u64,
@@ -72,7 +63,7 @@ pub struct Pair {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Run {
-    /// The cgroup's id or one of the `BY_` words.
+    /// The cgroup's id or one of the words in [`crate::holder`].
     pub by: u64,
     /// When it ended; 0 is an interval not written yet.
     pub end: u64,

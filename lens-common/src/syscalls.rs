@@ -1,6 +1,6 @@
 //! The syscalls object: every call that returned, its errors, and the latency of some.
 
-use crate::{hist::BUCKETS, plain};
+use crate::{counters, hist::BUCKETS, of_cgroup, plain};
 
 /// Numbers below this are calls; every number beyond is taken for [`UNKNOWN`], so that a program
 /// that makes numbers up fills no table.
@@ -95,7 +95,8 @@ plain!(
     Call: 32,
     CallTimes: 40 + 4 * BUCKETS,
     CallErrno: 24,
-    SyscallSlot: 16,
     Timed: 8,
     TimedTasks: 64,
 );
+counters!(SyscallSlot: 16);
+of_cgroup!(Call, CallTimes, CallErrno);

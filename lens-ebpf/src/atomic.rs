@@ -92,3 +92,28 @@ pub unsafe fn exchange(at: *mut u64, value: u64) -> u64 {
         core::mem::replace(&mut *at, value)
     }
 }
+
+/// Puts `new` at `at` if `old` is there; returns what was there.
+///
+/// # Safety
+///
+/// `at` points into a map's value.
+#[inline(always)]
+pub unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: by the caller.
+    unsafe {
+        let mut was = old;
+        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) at, in(reg) new, inout("r0") was, options(nostack));
+        was
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: by the caller.
+    unsafe {
+        if *at == old {
+            core::mem::replace(&mut *at, new)
+        } else {
+            *at
+        }
+    }
+}

@@ -27,6 +27,7 @@ pub mod log;
 pub mod loss;
 pub mod near;
 pub mod per_cpu;
+pub mod places;
 pub mod target;
 pub mod task;
 

@@ -81,9 +81,7 @@ impl FaultStacks {
             probe: "memory",
             why: format!("fault stacks: {why}"),
         };
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(quality);
         quality
             .sampled
             .insert("memory.fault_stacks".to_owned(), u64::from(self.one_in));

@@ -422,9 +422,7 @@ impl Programs {
     ) -> Result<FunctionReading, TraceError> {
         let state = self.state();
         let mut quality = Quality::default();
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(&mut quality);
         // Also those that were made meanwhile.
         paths.extend(names(watched));
         let mut cgroups: BTreeMap<Arc<str>, FunctionCalls> = BTreeMap::new();

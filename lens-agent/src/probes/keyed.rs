@@ -6,32 +6,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use lens_common::{
-    Plain,
-    lifecycle::Forker,
-    syscalls::{Call, CallErrno, CallTimes},
-};
+use lens_common::place::OfCgroup;
 
 use super::{Fill, mapped::Mapped, targets::Targets};
-
-/// A place whose first word is the id of its cgroup; 0 is a free place.
-pub(super) trait OfCgroup: Plain {
-    /// The id.
-    fn cgroup(&self) -> u64;
-}
-
-macro_rules! of_cgroup {
-    ($($type:ty),*) => {$(
-        impl OfCgroup for $type {
-            fn cgroup(&self) -> u64 {
-                const { assert!(std::mem::offset_of!($type, cgroup) == 0) };
-                self.cgroup
-            }
-        }
-    )*};
-}
-
-of_cgroup!(Call, CallErrno, CallTimes, Forker);
 
 /// Cgroups that have places and were no targets at the reading before: one that is none this time
 /// either is gone; one met for the first time may have been made a moment ago.

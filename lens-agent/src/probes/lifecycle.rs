@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use aya::maps::{MapData, RingBuf};
 use lens_common::{
     lifecycle::{ExitEvent, Forker, KILLERS, LifecycleSlot},
-    limits::{EXIT_BYTES, FORKERS, SLOTS},
+    limits::{EXIT_BYTES, FORKERS},
 };
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use super::{
     keyed::Strangers,
     mapped::Mapped,
     object::{Losses, Object, Plan, ProgramCost, bytes},
+    slots::Slots,
     targets::{Targets, cgroup_constants},
 };
 use crate::base::text;
@@ -86,7 +87,7 @@ pub struct LifecycleReading {
 struct Lifecycle {
     object: Object,
     losses: Losses,
-    slots: Mapped<LifecycleSlot>,
+    slots: Slots<LifecycleSlot>,
     forkers: Mapped<Forker>,
     exits: RingBuf<MapData>,
     strangers: Strangers,
@@ -97,6 +98,21 @@ impl fmt::Debug for Lifecycle {
         f.debug_struct("Lifecycle")
             .field("object", &self.object)
             .finish_non_exhaustive()
+    }
+}
+
+impl From<LifecycleSlot> for LifecycleCounters {
+    fn from(sum: LifecycleSlot) -> Self {
+        Self {
+            forks: sum.forks,
+            threads: sum.threads,
+            execs: sum.execs,
+            exits: sum.exits,
+            thread_exits: sum.thread_exits,
+            failed: sum.failed,
+            killed: sum.killed,
+            forkers: BTreeMap::new(),
+        }
     }
 }
 
@@ -134,7 +150,8 @@ impl Lifecycle {
             plan.offset(name, "signal_struct", field)?;
         }
         plan.constant("HAS_GROUP_DEAD", u32::from(has_group_dead));
-        plan.per_cpu("SLOT", SLOTS).per_cpu("FORKER", FORKERS);
+        plan.per_cpu("FORKER", FORKERS);
+        Slots::<LifecycleSlot>::plan(&mut plan);
         let mut object = plan.load()?;
         let exits =
             RingBuf::try_from(object.take_map("EXITS")?).map_err(|why| ObjectError::Load {
@@ -146,31 +163,12 @@ impl Lifecycle {
         object.attach("sched_process_exit", types)?;
         Ok(Self {
             losses: Losses::of(&object)?,
-            slots: object.mapped("SLOT", SLOTS)?,
+            slots: Slots::of(&object)?,
             forkers: object.mapped("FORKER", FORKERS)?,
             object,
             exits,
             strangers: Strangers::default(),
         })
-    }
-
-    fn slot(&self, slot: u32) -> LifecycleCounters {
-        let mut sum = LifecycleCounters::default();
-        for cpu in 0..self.slots.cpus() {
-            let Some(at) = self.slots.get(cpu, slot as usize) else {
-                continue;
-            };
-            sum.forks += at.forks;
-            sum.threads += at.threads;
-            sum.execs += at.execs;
-            sum.exits += at.exits;
-            sum.thread_exits += at.thread_exits;
-            sum.failed += at.failed;
-            for by in 0..KILLERS {
-                sum.killed[by] += at.killed[by];
-            }
-        }
-        sum
     }
 
     /// How full the table was.
@@ -219,29 +217,22 @@ impl Probe for Lifecycle {
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
         let mut cgroups = BTreeMap::new();
-        for (id, target) in targets.live() {
-            if target.slot != 0 {
-                cgroups.insert(*id, self.slot(target.slot));
+        for (id, sum) in self.slots.by_target(targets) {
+            let counters = LifecycleCounters::from(sum);
+            if id != 0 || counters != LifecycleCounters::default() {
+                cgroups.insert(id, counters);
             }
-        }
-        let other = self.slot(0);
-        if other != LifecycleCounters::default() {
-            cgroups.insert(0, other);
         }
         let forkers = self.add_forkers(targets, &mut cgroups);
         into.tables.insert("lifecycle.forkers".to_owned(), forkers);
         let abnormal = self.abnormal();
-        for (map, n) in self.losses.all() {
-            into.quality.lost.insert(map, n);
-        }
+        self.losses.tell(&mut into.quality);
         into.lifecycle = Some(LifecycleReading { cgroups, abnormal });
         Ok(())
     }
 
     fn clear(&self, slot: u32) {
-        for cpu in 0..self.slots.cpus() {
-            self.slots.set(cpu, slot as usize, LifecycleSlot::default());
-        }
+        self.slots.clear(slot);
     }
 
     fn costs(&self) -> Vec<ProgramCost> {

@@ -8,18 +8,15 @@ use std::{
 };
 
 use aya::programs::perf_event::SoftwareEvent;
-use lens_common::{
-    limits::SLOTS,
-    memory::{ANON, FILE, KINDS, MemorySlot, SHMEM, SWAP},
-};
+use lens_common::memory::{ANON, FILE, MemorySlot, SHMEM, SWAP};
 use serde::{Deserialize, Serialize};
 
 use super::{
     KernelReading, KernelTypes, Probe, ProbeError, Setup,
     fault_stacks::{FaultStack, FaultStacks},
-    mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
+    slots::Slots,
     targets::{Targets, cgroup_constants},
 };
 
@@ -86,7 +83,7 @@ pub struct MemoryReading {
 struct Memory {
     object: Object,
     losses: Losses,
-    slots: Mapped<MemorySlot>,
+    slots: Slots<MemorySlot>,
     near: Near,
     counts_major: Result<(), String>,
     /// The iterator that takes up address spaces of new targets.
@@ -105,7 +102,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     plan.offset("TASK_PID", "task_struct", "pid")?;
     plan.offset("TASK_MM", "task_struct", "mm")?;
     let known = resident_constants(&mut plan, types);
-    plan.per_cpu("SLOT", SLOTS);
+    Slots::<MemorySlot>::plan(&mut plan);
     Near::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("page_fault_user", types)?;
@@ -126,7 +123,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let stacks = (one_in != 0).then(|| FaultStacks::start(setup, one_in));
     Ok(Box::new(Memory {
         losses: Losses::of(&object)?,
-        slots: object.mapped("SLOT", SLOTS)?,
+        slots: Slots::of(&object)?,
         near: Near::of(&object)?,
         object,
         counts_major,
@@ -177,22 +174,7 @@ impl Memory {
         Ok(())
     }
 
-    fn slot(&self, slot: u32) -> MemoryCounters {
-        let mut sum = MemorySlot::default();
-        for cpu in 0..self.slots.cpus() {
-            let Some(at) = self.slots.get(cpu, slot as usize) else {
-                continue;
-            };
-            sum.user_faults += at.user_faults;
-            sum.kernel_faults += at.kernel_faults;
-            sum.major_faults += at.major_faults;
-            sum.allocs += at.allocs;
-            sum.alloc_pages += at.alloc_pages;
-            sum.failed_allocs += at.failed_allocs;
-            for kind in 0..KINDS {
-                sum.rss[kind] = sum.rss[kind].wrapping_add(at.rss[kind]);
-            }
-        }
+    fn counters(&self, id: u64, sum: &MemorySlot) -> MemoryCounters {
         MemoryCounters {
             user_faults: sum.user_faults,
             kernel_faults: sum.kernel_faults,
@@ -200,7 +182,7 @@ impl Memory {
             allocs: sum.allocs,
             alloc_pages: sum.alloc_pages,
             failed_allocs: sum.failed_allocs,
-            resident: (self.spaces.is_ok() && slot != 0).then_some(ResidentPages {
+            resident: (self.spaces.is_ok() && id != 0).then_some(ResidentPages {
                 file: sum.rss[FILE],
                 anon: sum.rss[ANON],
                 swap: sum.rss[SWAP],
@@ -219,14 +201,10 @@ impl Probe for Memory {
         self.near.forget();
         self.take_up_spaces(targets)?;
         let mut reading = MemoryReading::default();
-        for (id, target) in targets.live() {
-            if target.slot != 0 {
-                reading.cgroups.insert(*id, self.slot(target.slot));
+        for (id, sum) in self.slots.by_target(targets) {
+            if id != 0 || sum.user_faults + sum.allocs != 0 {
+                reading.cgroups.insert(id, self.counters(id, &sum));
             }
-        }
-        let other = self.slot(0);
-        if other.user_faults + other.allocs != 0 {
-            reading.cgroups.insert(0, other);
         }
         let quality = &mut into.quality;
         if let Err(why) = &self.counts_major {
@@ -235,9 +213,7 @@ impl Probe for Memory {
         if let Err(why) = &self.spaces {
             quality.miss("memory.resident", why);
         }
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(quality);
         if let Some(stacks) = &mut self.stacks {
             reading.fault_stacks = stacks.read(targets, quality)?;
         }
@@ -246,9 +222,7 @@ impl Probe for Memory {
     }
 
     fn clear(&self, slot: u32) {
-        for cpu in 0..self.slots.cpus() {
-            self.slots.set(cpu, slot as usize, MemorySlot::default());
-        }
+        self.slots.clear(slot);
     }
 
     fn costs(&self) -> Vec<ProgramCost> {

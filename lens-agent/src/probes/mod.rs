@@ -6,6 +6,7 @@
 pub mod fault_stacks;
 pub mod function;
 mod glob;
+mod holder;
 mod kernel_types;
 mod keyed;
 pub mod lifecycle;
@@ -17,6 +18,7 @@ mod object;
 mod pins;
 pub mod prologue;
 pub mod sched;
+mod slots;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
@@ -30,12 +32,13 @@ pub use self::{
     fault_stacks::FaultStack,
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
+    holder::Holder,
     kernel_types::{KernelTypes, KernelTypesError},
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
-    sched::{Held, Holder, SchedCounters, SchedReading},
+    sched::{Held, SchedCounters, SchedReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
@@ -143,6 +146,18 @@ pub struct KernelReading {
     pub tables: BTreeMap<String, Fill>,
     /// What was not seen.
     pub quality: Quality,
+}
+
+impl KernelReading {
+    /// Sees to it that a holder which a number refers to has a name here, if it is known.
+    fn mention(&mut self, targets: &Targets, holder: Holder) {
+        if let Holder::Cgroup(id) = holder
+            && !targets.live().contains_key(&id)
+            && let Some(name) = targets.name_of(id)
+        {
+            self.names.insert(id, name.clone());
+        }
+    }
 }
 
 /// How full a table is that each CPU has for itself.
@@ -274,7 +289,10 @@ impl Probes {
             }
         }
         self.targets.quality(&mut reading.quality);
-        self.name(&mut reading);
+        let names = self.targets.live().iter();
+        reading.targets = names
+            .map(|(id, target)| (*id, target.path.clone()))
+            .collect();
         let running = &self.running;
         self.targets.settle(|slot| {
             for probe in running {
@@ -324,25 +342,6 @@ impl Probes {
         let mut costs = vec![("targets", self.targets.object().costs())];
         costs.extend(self.running.iter().map(|p| (p.name(), p.costs())));
         costs
-    }
-
-    fn name(&self, reading: &mut KernelReading) {
-        for (id, target) in self.targets.live() {
-            reading.targets.insert(*id, target.path.clone());
-        }
-        let held = reading
-            .sched
-            .iter()
-            .flat_map(|s| s.cgroups.values())
-            .flat_map(|c| c.held.keys());
-        for holder in held {
-            if let Holder::Cgroup(id) = holder
-                && !reading.targets.contains_key(id)
-                && let Some(name) = self.targets.name_of(*id)
-            {
-                reading.names.insert(*id, name.clone());
-            }
-        }
     }
 }
 

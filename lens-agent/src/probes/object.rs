@@ -18,6 +18,7 @@ use super::{
     mapped::{Mapped, MappedError},
     pins::Pins,
 };
+use crate::base::quality::Quality;
 
 /// The object of a name in lens-ebpf/src/bin, in both variants.
 macro_rules! bytes {
@@ -420,13 +421,14 @@ impl Losses {
             .sum()
     }
 
-    /// All losses so far, by `object.map`; those that are 0 are left out.
-    pub(super) fn all(&self) -> Vec<(String, u64)> {
-        loss::NAMES
-            .iter()
-            .map(|(what, name)| (format!("{}.{name}", self.object), self.count(*what)))
-            .filter(|(_, n)| *n != 0)
-            .collect()
+    /// Tells of all losses so far, by `object.map`; of those that are not 0.
+    pub(super) fn tell(&self, quality: &mut Quality) {
+        for (what, name) in loss::NAMES {
+            let n = self.count(*what);
+            if n != 0 {
+                quality.lost.insert(format!("{}.{name}", self.object), n);
+            }
+        }
     }
 }
 

@@ -11,47 +11,17 @@ use std::{
 use lens_common::{
     hist::{BUCKETS, Hist},
     limits::{PAIRS, RUNS, SHORT_WAIT_SAMPLE, SLOTS, THROTTLED},
-    sched::{
-        BY_IDLE, BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Hole, Pair, Ring, Run, Runs, SchedSlot,
-        Throttled, Waiting, place_of,
-    },
+    sched::{Hole, Pair, Ring, Run, Runs, SchedSlot, Throttled, Waiting, place_of},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, KernelReading, Probe, ProbeError, Setup,
+    Fill, Holder, KernelReading, Probe, ProbeError, Setup,
     mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     targets::{Targets, cgroup_constants},
 };
-
-/// Who held a CPU while somebody waited for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Holder {
-    /// Tasks of this cgroup.
-    Cgroup(u64),
-    /// Kernel threads, interrupts, a hypervisor.
-    Kernel,
-    /// Nobody; the waiter's own quota kept it off.
-    Quota,
-    /// Nobody: the CPU was idle.
-    Idle,
-    /// Not known.
-    Unattributed,
-}
-
-impl Holder {
-    fn from_kernel(by: u64) -> Self {
-        match by {
-            BY_IDLE => Self::Idle,
-            BY_KERNEL => Self::Kernel,
-            BY_QUOTA => Self::Quota,
-            BY_UNATTRIBUTED => Self::Unattributed,
-            id => Self::Cgroup(id),
-        }
-    }
-}
 
 /// Waiter time behind one holder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -482,9 +452,7 @@ impl Probe for Sched {
                 "waits under way are not seen on this kernel",
             );
         }
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(quality);
         quality
             .sampled
             .insert("sched.short_waits".to_owned(), u64::from(SHORT_WAIT_SAMPLE));
@@ -493,6 +461,9 @@ impl Probe for Sched {
                 "sched.quota",
                 "this kernel does not tell how long a quota held a run queue",
             );
+        }
+        for holder in cgroups.values().flat_map(|c| c.held.keys()) {
+            into.mention(targets, *holder);
         }
         into.sched = Some(SchedReading { cgroups });
         Ok(())

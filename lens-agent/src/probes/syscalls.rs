@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lens_common::{
     hist::{BUCKETS, Hist},
-    limits::{CALLS, ERRNOS, SLOTS, TIMES},
+    limits::{CALLS, ERRNOS, TIMES},
     syscalls::{Call, CallErrno, INTERRUPTED, SyscallSlot},
 };
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use super::{
     mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
+    slots::Slots,
     targets::{Targets, cgroup_constants},
 };
 
@@ -88,7 +89,7 @@ struct Syscalls {
     calls: Mapped<Call>,
     times: Mapped<lens_common::syscalls::CallTimes>,
     errnos: Mapped<CallErrno>,
-    slots: Mapped<SyscallSlot>,
+    slots: Slots<SyscallSlot>,
     near: Near,
     strangers: Strangers,
     time_one_in: u32,
@@ -109,8 +110,8 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     plan.per_cpu("CALL", CALLS)
         .per_cpu("TIME", TIMES)
         .per_cpu("ERRNO", ERRNOS)
-        .per_cpu("SLOT", SLOTS)
         .per_cpu("COUNTDOWN", 1);
+    Slots::<SyscallSlot>::plan(&mut plan);
     Near::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("sys_exit", types)?;
@@ -122,7 +123,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         calls: object.mapped("CALL", CALLS)?,
         times: object.mapped("TIME", TIMES)?,
         errnos: object.mapped("ERRNO", ERRNOS)?,
-        slots: object.mapped("SLOT", SLOTS)?,
+        slots: Slots::of(&object)?,
         near: Near::of(&object)?,
         object,
         strangers: Strangers::default(),
@@ -173,18 +174,6 @@ impl Syscalls {
         });
         [calls, errnos, times]
     }
-
-    /// What is counted in a slot only.
-    fn slot(&self, slot: u32) -> SyscallSlot {
-        let mut sum = SyscallSlot::default();
-        for cpu in 0..self.slots.cpus() {
-            if let Some(at) = self.slots.get(cpu, slot as usize) {
-                sum.calls += at.calls;
-                sum.errors += at.errors;
-            }
-        }
-        sum
-    }
 }
 
 impl Probe for Syscalls {
@@ -198,9 +187,7 @@ impl Probe for Syscalls {
         let names = ["syscalls.calls", "syscalls.errnos", "syscalls.times"];
         into.tables
             .extend(names.map(str::to_owned).into_iter().zip(fills));
-        let own = targets.live().iter().filter(|(_, t)| t.slot != 0);
-        for (id, slot) in own.map(|(id, t)| (*id, t.slot)).chain([(0, 0)]) {
-            let other = self.slot(slot);
+        for (id, other) in self.slots.by_target(targets) {
             if other.calls != 0 {
                 let counters: &mut SyscallCounters = cgroups.entry(id).or_default();
                 counters.calls += other.calls;
@@ -210,9 +197,7 @@ impl Probe for Syscalls {
         }
         self.near.forget();
         let quality = &mut into.quality;
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(quality);
         if self.time_one_in == 0 {
             quality.miss("syscalls.latency", "switched off");
         } else {
@@ -225,9 +210,7 @@ impl Probe for Syscalls {
     }
 
     fn clear(&self, slot: u32) {
-        for cpu in 0..self.slots.cpus() {
-            self.slots.set(cpu, slot as usize, SyscallSlot::default());
-        }
+        self.slots.clear(slot);
     }
 
     fn costs(&self) -> Vec<ProgramCost> {

@@ -291,9 +291,7 @@ impl Targets {
 
     /// What the table could not take.
     pub fn quality(&self, quality: &mut Quality) {
-        for (map, n) in self.losses.all() {
-            quality.lost.insert(map, n);
-        }
+        self.losses.tell(quality);
         if !self.names_all {
             let why =
                 format!("there are more than {TARGET_NAMES} cgroups; the others are not looked at");

@@ -167,7 +167,7 @@ impl Change {
             if holder == Some(Holder::Quota) {
                 self.quota_ns += ns;
             }
-            *self.held.entry(by(view, holder, id)).or_default() += ns;
+            *self.held.entry(view.by(holder, id)).or_default() += ns;
         }
     }
 
@@ -208,18 +208,6 @@ impl Change {
         look.quality().censored = self.waiting;
         view.kernel_quality("sched", look.quality());
         look
-    }
-}
-
-fn by(view: &View<'_>, holder: Option<Holder>, victim: u64) -> By {
-    match holder {
-        None => By::Other,
-        Some(Holder::Quota) => By::Own,
-        Some(Holder::Kernel) => By::Kernel,
-        Some(Holder::Idle) => By::Idle,
-        Some(Holder::Unattributed) => By::Unattributed,
-        Some(Holder::Cgroup(id)) if id == victim => By::Own,
-        Some(Holder::Cgroup(id)) => view.name_of(id).map_or(By::Unattributed, By::Cgroup),
     }
 }
 

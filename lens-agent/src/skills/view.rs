@@ -9,9 +9,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    base::{clock::Moment, quality::Quality, scope::Scope},
+    base::{clock::Moment, quality::Quality, scope::Scope, snapshot::By},
     host::{CgroupReading, HostReading, scan::ProcessSummary},
-    probes::{KernelReading, lifecycle::AbnormalExit},
+    probes::{Holder, KernelReading, lifecycle::AbnormalExit},
 };
 
 /// What the agent itself takes.
@@ -142,6 +142,19 @@ impl<'a> View<'a> {
             .get(&id)
             .or_else(|| kernel.names.get(&id))
             .cloned()
+    }
+
+    /// Who `holder` is to the cgroup `victim`; `None` is what found no room in a table.
+    pub fn by(&self, holder: Option<Holder>, victim: u64) -> By {
+        match holder {
+            None => By::Other,
+            Some(Holder::Quota) => By::Own,
+            Some(Holder::Kernel) => By::Kernel,
+            Some(Holder::Idle) => By::Idle,
+            Some(Holder::Unattributed) => By::Unattributed,
+            Some(Holder::Cgroup(id)) if id == victim => By::Own,
+            Some(Holder::Cgroup(id)) => self.name_of(id).map_or(By::Unattributed, By::Cgroup),
+        }
     }
 
     /// What the kernel reading did not see for `probe`: what was lost over the interval only.

@@ -26,12 +26,10 @@ mod walk;
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use lens_common::{
     hist::{BUCKETS, bucket},
+    holder::{BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED},
     limits::SLOTS,
     loss,
-    sched::{
-        BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED, INTERRUPTIBLE, OTHER_STATE, Run, Runs, SchedSlot,
-        TaskRec, UNINTERRUPTIBLE,
-    },
+    sched::{INTERRUPTIBLE, OTHER_STATE, Run, Runs, SchedSlot, TaskRec, UNINTERRUPTIBLE},
     target::OTHER_SLOT,
 };
 use lens_ebpf::{

@@ -4,9 +4,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use lens_common::{
+    holder::{BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED},
     limits::{LONG_WAIT_NS, PAIR_PROBES, PAIRS, RUNS, SHORT_WAIT_SAMPLE},
     loss,
-    sched::{BY_KERNEL, BY_QUOTA, BY_UNATTRIBUTED, Ring, Run, Runs, SchedSlot, Throttled},
+    sched::{Ring, Run, Runs, SchedSlot, Throttled},
 };
 use lens_ebpf::{flat, loss::count, per_cpu};
 
