@@ -22,7 +22,8 @@ pub const THROTTLED: u32 = 256;
 pub const HOLES: usize = 4;
 /// Waits at least this long (ns) always find out who ran meanwhile: there are few of them.
 pub const LONG_WAIT_NS: u64 = 1_000_000;
-/// Of shorter waits behind several others, one in this many does; a power of two.
+/// Of shorter waits behind several others, one in this many does, if the agent says nothing else; a
+/// power of two.
 pub const SHORT_WAIT_SAMPLE: u32 = 8;
 
 /// (cgroup, system call) places a CPU; a power of two.

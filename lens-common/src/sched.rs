@@ -90,6 +90,8 @@ pub struct Runs {
     pub running: u64,
     /// Its thread id.
     pub tid: u64,
+    /// Raised by the agent when the programs have been away: what they had noted before is void.
+    pub generation: u64,
     /// State of a random sequence.
     pub random: u64,
     /// Length of the newest interval in `far`.
@@ -156,7 +158,7 @@ pub struct TaskRec {
     pub queued_at: u64,
     /// The state it sleeps in.
     pub state: u32,
-    /// Whether it has been seen leaving a CPU, and `booked_delay` is known: 0 or 1.
+    /// One more than [`Runs::generation`] when it was last seen leaving a CPU: then the rest holds.
     pub known: u32,
 }
 
@@ -189,7 +191,7 @@ plain!(
     Pair: 32,
     Run: 24,
     Ring: 8 + 24 * RUNS,
-    Runs: 32 + 2 * size_of::<Ring>(),
+    Runs: 40 + 2 * size_of::<Ring>(),
     Hole: 16,
     Throttled: 56 + 16 * HOLES,
     TaskRec: 40,

@@ -6,7 +6,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct Countdown {
-    left: u64,
+    /// So many.
+    pub left: u64,
     apart: [u64; 7],
 }
 
@@ -15,18 +16,18 @@ pub struct Countdown {
 ///
 /// # Safety
 ///
-/// `countdown` is this CPU's.
+/// `left` is this CPU's.
 #[inline(always)]
-pub unsafe fn is_due(countdown: *mut Countdown, one_in: u32) -> bool {
+pub unsafe fn is_due(left: *mut u64, one_in: u32) -> bool {
     // SAFETY: by the caller.
     unsafe {
-        let left = (*countdown).left;
-        if left > 1 {
-            (*countdown).left = left - 1;
+        let now = *left;
+        if now > 1 {
+            *left = now - 1;
             return false;
         }
         let spread = u64::from(one_in) * 2 - 1;
-        (*countdown).left = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
+        *left = 1 + ((u64::from(bpf_get_prandom_u32()) * spread) >> 32);
     }
     true
 }

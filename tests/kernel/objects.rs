@@ -54,11 +54,13 @@ impl Nest {
     }
 
     pub(crate) fn read(&mut self) -> KernelReading {
-        self.probes.read()
+        let reading = self.probes.read();
+        self.probes.open_window();
+        reading
     }
 
     /// What each program has cost, for whoever runs the tests with `--nocapture`.
-    pub(crate) fn print_costs(&self) {
+    pub(crate) fn print_costs(&mut self) {
         for (probe, costs) in self.probes.costs() {
             for cost in costs.iter().filter(|c| c.runs != 0) {
                 let ns = cost.run_ns as f64 / cost.runs as f64;

@@ -82,6 +82,8 @@ impl Served {
             state,
             why: (state == ProbeState::Refused).then(|| "no BTF".to_owned()),
             blind: "what is not seen without it".to_owned(),
+            reductions: Vec::new(),
+            map_bytes: 4096,
             programs,
         };
         self.api.put_probes(vec![

@@ -151,6 +151,7 @@ const BPF_COMMANDS: &[u64] = &[
     3,  // BPF_MAP_DELETE_ELEM
     4,  // BPF_MAP_GET_NEXT_KEY
     15, // BPF_OBJ_GET_INFO_BY_FD
+    17, // BPF_RAW_TRACEPOINT_OPEN: of programs that were loaded and detached before
     21, // BPF_MAP_LOOKUP_AND_DELETE_ELEM
     32, // BPF_ENABLE_STATS
 ];

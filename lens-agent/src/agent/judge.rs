@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     inquire::Inquiry,
+    needed::Needed,
     records::{self, ALL, BASELINES, INCIDENT, PROBES, TARGETS},
 };
 use crate::{
@@ -37,6 +38,8 @@ pub(super) struct Demands {
     pub(super) asks: crossbeam_channel::Receiver<Asked>,
     /// Where incidents go that a model is to be asked about.
     pub(super) inquiries: Option<mpsc::Sender<Inquiry>>,
+    /// Where it is said which probes are needed.
+    pub(super) needed: Needed,
 }
 
 /// The stage.
@@ -127,6 +130,7 @@ impl Judge {
         for update in self.triage.observe(&tick) {
             self.tell(&update);
         }
+        self.demands.needed.set(self.triage.incidents());
         self.investigate(sample);
         self.investigate_what_was_asked(sample);
         self.write_incidents(sample.at);

@@ -11,12 +11,12 @@ mod attacher;
 mod closed;
 mod inquire;
 mod judge;
+mod needed;
 mod observe;
 mod on_demand;
 mod own;
 pub(crate) mod records;
 
-use self::judge::Judge;
 pub use self::{
     attacher::{Attacher, AttacherError, Refused},
     closed::{Door, close, try_doors},
@@ -25,6 +25,7 @@ pub(crate) use self::{
     inquire::{Inquirer, Inquiry, Tools},
     observe::{Look, watched},
 };
+use self::{judge::Judge, needed::Needed};
 
 use std::{
     io,
@@ -234,6 +235,7 @@ impl Agent {
         let (asks, asked) = crossbeam_channel::bounded(on_demand::QUEUE);
         let (inquiries, waiting) = mpsc::channel(inquire::QUEUE);
         let has_models = config.strategy != Strategy::Offline && !config.providers.is_empty();
+        let needed = Needed::default();
         let judge = Arc::new(Shared::new(Judge::new(
             config.anomaly.clone(),
             api.clone(),
@@ -243,6 +245,7 @@ impl Agent {
             judge::Demands {
                 asks: asked,
                 inquiries: has_models.then_some(inquiries),
+                needed: needed.clone(),
             },
         )));
         let agent = Self {
@@ -271,7 +274,7 @@ impl Agent {
             asks,
             attacher: agent.attacher.clone(),
         }));
-        agent.observe(config.interval, clock, probes, host);
+        agent.observe(config.interval, clock, (probes, needed), host);
         agent.serve(listener, config.http)?;
         agent.break_on_purpose();
         Ok(agent)
@@ -303,7 +306,13 @@ impl Agent {
         }
     }
 
-    fn observe(&self, interval: Duration, clock: Arc<dyn Clock>, probes: Probes, host: HostReader) {
+    fn observe(
+        &self,
+        interval: Duration,
+        clock: Arc<dyn Clock>,
+        probes: (Probes, Needed),
+        host: HostReader,
+    ) {
         let (readings, kernel) = crossbeam_channel::bounded(observe::QUEUE);
         let (samples, judged) = crossbeam_channel::bounded(observe::QUEUE);
         let judge = self.judge.clone();
@@ -332,7 +341,10 @@ impl Agent {
         self.supervisor
             .blocking_child(Spec::permanent("probes"), move |token| {
                 take_weight();
-                observe::on_time(&token, interval, &*clock, |now| stage.lock().read(now));
+                observe::on_time(&token, interval, &*clock, |beat| match beat {
+                    observe::Beat::Ahead => stage.lock().open_window(),
+                    observe::Beat::Now(now) => stage.lock().read(now),
+                });
                 Ok::<(), io::Error>(())
             });
     }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fs, path::PathBuf, sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio_util::sync::CancellationToken;
 
-use super::{StartError, attacher::Latest, own::OwnClock};
+use super::{StartError, attacher::Latest, needed::Needed, own::OwnClock};
 use crate::{
     api::{Api, ProbeState, ProbeStatus, ProgramStatus, TargetStatus},
     base::{
@@ -14,8 +14,8 @@ use crate::{
     },
     host::{self, Cgroup, HostReader},
     probes::{
-        self, FunctionReading, KernelReading, LogLevel, LogLine, Probes, ProgramCost,
-        lifecycle::AbnormalExit,
+        self, FunctionReading, KernelReading, LogLevel, LogLine, Measured, Probes, ProgramCost,
+        ledger::Costs, lifecycle::AbnormalExit,
     },
     skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
@@ -37,22 +37,47 @@ pub(super) fn each<T>(token: &CancellationToken, from: &Receiver<T>, mut take: i
     }
 }
 
-/// Calls `read` every `interval`, on a grid: one that comes late moves none after it.
+/// What it is time for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Beat {
+    /// The next reading comes soon.
+    Ahead,
+    /// A reading.
+    Now(Moment),
+}
+
+/// What programs cost is counted in this part of each interval, within these bounds.
+const WINDOW_PART: u32 = 16;
+const WINDOW_LEAST: Duration = Duration::from_millis(50);
+const WINDOW_MOST: Duration = Duration::from_secs(1);
+
+/// Calls `beat` every `interval`, on a grid: one that comes late moves none after it. And a while
+/// ahead of each.
 pub(super) fn on_time(
     token: &CancellationToken,
     interval: Duration,
     clock: &dyn Clock,
-    mut read: impl FnMut(Moment),
+    mut beat: impl FnMut(Beat),
 ) {
+    let window = (interval / WINDOW_PART).clamp(WINDOW_LEAST, WINDOW_MOST);
     let mut next = clock.now().mono;
+    let mut announced = true;
     while !token.is_cancelled() {
         let now = clock.now();
         let left = next.saturating_sub(now.mono);
         if !left.is_zero() {
-            std::thread::park_timeout(left.min(GLANCE));
+            let ahead = left.saturating_sub(window);
+            if !announced && ahead.is_zero() {
+                announced = true;
+                beat(Beat::Ahead);
+                continue;
+            }
+            let until = if announced { left } else { ahead };
+            std::thread::park_timeout(until.min(GLANCE));
             continue;
         }
-        read(now);
+        beat(Beat::Now(now));
+        announced = false;
         next += interval;
         if next < now.mono {
             // Too late for more than one: what is missed is not made up for.
@@ -106,9 +131,9 @@ pub(super) struct Kernel {
     left: Left,
     api: Api,
     telemetry: Telemetry,
-    last: Option<(Moment, Costs)>,
-    /// CPU time of all kernel programs, as a percentage of one CPU, when it was last counted.
-    programs_percent: f64,
+    needed: Needed,
+    /// What kernel programs took in the last window that was measured.
+    cost: OwnCost,
     lost: Quality,
     own: OwnClock,
 }
@@ -123,9 +148,6 @@ struct Left {
 /// The name under which readings that a stage had no room for are counted as lost.
 const SKIPPED: &str = "agent.readings";
 
-/// What each probe's programs have cost.
-type Costs = Vec<(&'static str, Vec<ProgramCost>)>;
-
 /// A reading of the kernel, and what the agent itself has cost.
 #[derive(Debug)]
 pub(super) struct Reading {
@@ -136,7 +158,7 @@ pub(super) struct Reading {
 
 impl Kernel {
     pub(super) fn new(
-        probes: Probes,
+        (probes, needed): (Probes, Needed),
         traces: Latest,
         readings: Sender<Reading>,
         api: Api,
@@ -150,8 +172,8 @@ impl Kernel {
             left: Left::default(),
             api,
             telemetry,
-            last: None,
-            programs_percent: 0.0,
+            needed,
+            cost: OwnCost::default(),
             lost: Quality::default(),
             own,
         }
@@ -185,6 +207,7 @@ impl Kernel {
                 })
                 .collect(),
         );
+        self.govern(now);
         let own = self.show_probes(now);
         let reading = Reading {
             at: now,
@@ -201,46 +224,63 @@ impl Kernel {
         }
     }
 
-    /// Shows the probes, with what they cost over the last interval in which that was counted.
+    /// A reading comes soon: until then the kernel counts what its programs cost.
+    pub(super) fn open_window(&mut self) {
+        self.probes.open_window();
+    }
+
+    /// Keeps the programs within their budget.
+    fn govern(&mut self, now: Moment) {
+        let Some(step) = self.probes.govern(now.mono, &self.needed.get()) else {
+            return;
+        };
+        let probe = step.probe.to_owned();
+        let to = step.reduction.map_or_else(
+            || "everything".to_owned(),
+            |reduction| reduction.to_string(),
+        );
+        self.telemetry.emit(if step.is_relief {
+            Event::ProbeRelieved { probe, to }
+        } else {
+            Event::ProbeReduced { probe, to }
+        });
+    }
+
+    /// Shows the probes, with what they cost in the window that the last reading closed.
     fn show_probes(&mut self, now: Moment) -> OwnCost {
-        let costs = self.probes.costs();
-        if self.last.is_none() || self.probes.is_measured() {
-            let before = self.last.as_ref();
-            let elapsed = before.map(|(at, _)| now.since(at)).unwrap_or_default();
-            let none = Costs::new();
-            let before = before.map_or(&none, |(_, costs)| costs);
+        let own = self.own.cost(now);
+        if let Some(measured) = self.probes.measured() {
             let shown: Vec<ProbeStatus> = probes::REGISTRY
                 .iter()
-                .map(|definition| self.show(definition, &costs, before, elapsed))
+                .map(|definition| self.show(definition, measured))
                 .collect();
-            let programs = shown.iter().flat_map(|p| &p.programs);
-            self.programs_percent = programs.map(|p| p.cpu_percent).sum();
+            let programs = || shown.iter().flat_map(|p| &p.programs);
+            self.cost = OwnCost {
+                kernel_cpu_percent: programs().map(|p| p.cpu_percent).sum(),
+                kernel_runs_per_sec: programs().map(|p| p.runs_per_sec).sum(),
+                map_bytes: shown.iter().map(|p| p.map_bytes).sum(),
+                reduced_probes: shown.iter().filter(|p| !p.reductions.is_empty()).count(),
+                ..own
+            };
             self.api.put_probes(shown);
         }
-        self.last = Some((now, costs));
-        let mut cost = self.own.cost(now);
-        cost.kernel_cpu_percent = self.programs_percent;
+        let cost = OwnCost {
+            agent_cpu_percent: own.agent_cpu_percent,
+            rss_bytes: own.rss_bytes,
+            ..self.cost
+        };
         self.api.update_status(|status| status.cost = cost);
         cost
     }
 
-    fn show(
-        &self,
-        definition: &probes::Definition,
-        costs: &Costs,
-        before: &Costs,
-        elapsed: Duration,
-    ) -> ProbeStatus {
+    fn show(&self, definition: &probes::Definition, measured: &Measured) -> ProbeStatus {
         let name = definition.name;
-        let of = |costs: &Costs| {
-            let own = costs.iter().find(|(probe, _)| *probe == name);
-            own.map(|(_, costs)| costs.clone()).unwrap_or_default()
-        };
-        let before = of(before);
+        let of = |costs: &Costs| costs.get(name).cloned().unwrap_or_default();
+        let before = of(&measured.before);
         let then = |program: &str| before.iter().find(|b| b.program == program);
-        let programs = of(costs).into_iter().map(|now| {
+        let programs = of(&measured.after).into_iter().map(|now| {
             let then = then(&now.program);
-            program(now, then, elapsed)
+            program(now, then, measured.elapsed)
         });
         let refused = self.probes.refused().iter().find(|r| r.probe == name);
         let state = if refused.is_some() {
@@ -250,12 +290,15 @@ impl Kernel {
         } else {
             ProbeState::Off
         };
+        let reductions = self.probes.reductions(name).iter();
         ProbeStatus {
             name: name.to_owned(),
             title: definition.title.to_owned(),
             state,
             why: refused.map(|r| r.why.to_string()),
             blind: definition.blind.to_owned(),
+            reductions: reductions.map(ToString::to_string).collect(),
+            map_bytes: self.probes.map_bytes(name),
             programs: programs.collect(),
         }
     }

@@ -28,8 +28,8 @@ impl OwnClock {
         self.last = Some((now, used));
         OwnCost {
             agent_cpu_percent: cpu,
-            kernel_cpu_percent: 0.0,
             rss_bytes: rss_bytes(),
+            ..OwnCost::default()
         }
     }
 }

@@ -221,7 +221,9 @@ impl Detector {
         let mut found = Vec::new();
         let mut learn = Vec::new();
         for (scope, snapshots) in &tick.scopes {
-            for (name, value) in snapshots.iter().flat_map(|s| &s.metrics) {
+            // What is reckoned from a part of the events is no anomaly, and not what is normal.
+            let whole = snapshots.iter().filter(|s| !s.quality.is_scaled());
+            for (name, value) in whole.flat_map(|s| &s.metrics) {
                 let key = SeriesKey {
                     scope: scope.clone(),
                     metric: name.clone(),

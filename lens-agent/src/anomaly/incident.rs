@@ -18,7 +18,7 @@ use crate::{
     base::{
         clock::Moment,
         scope::{Scope, SeriesKey},
-        snapshot::By,
+        snapshot::{By, Snapshot},
     },
     history::Tick,
 };
@@ -163,11 +163,11 @@ impl Incidents {
             }
         }
         for (i, tracked) in self.open.iter_mut().enumerate() {
-            tracked.calm = if touched.contains(&i) {
-                0
-            } else {
-                tracked.calm + 1
-            };
+            if touched.contains(&i) {
+                tracked.calm = 0;
+            } else if !tracked.is_out_of_sight(tick) {
+                tracked.calm += 1;
+            }
         }
         for group in groups(rest, &links) {
             if group.iter().all(|a| a.key.scope == Scope::Host) && !self.host_alone(&group, tick) {
@@ -315,6 +315,18 @@ impl Incidents {
 }
 
 impl Tracked {
+    /// Whether one of its series is only reckoned from a part of the events at present: that it is
+    /// calm cannot be told.
+    fn is_out_of_sight(&self, tick: &Tick) -> bool {
+        let has = |snapshot: &Snapshot| {
+            let mut series = self.incident.series.iter();
+            series.any(|s| s.scope == snapshot.scope && snapshot.metrics.contains_key(&s.metric))
+        };
+        let of_scopes = tick.scopes.values().flatten();
+        let mut scaled = of_scopes.filter(|s| s.quality.is_scaled());
+        scaled.any(|snapshot| has(snapshot))
+    }
+
     fn add(&mut self, anomaly: &Anomaly, links: &Links, now: Moment) {
         self.last = now;
         self.latest = self.latest.max(anomaly.since);

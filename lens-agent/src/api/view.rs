@@ -70,11 +70,11 @@ pub struct ProgramStatus {
     pub runs: u64,
     /// CPU time that its runs have taken, in nanoseconds.
     pub run_ns: u64,
-    /// Its runs a second over the last interval.
+    /// Its runs a second in the last measured window.
     pub runs_per_sec: f64,
-    /// Nanoseconds a run, on average over the last interval; absent if it did not run.
+    /// Nanoseconds a run, on average in the last measured window; absent if it did not run.
     pub ns_per_run: Option<f64>,
-    /// CPU time over the last interval, as a percentage of one CPU.
+    /// CPU time in the last measured window, as a percentage of one CPU.
     pub cpu_percent: f64,
     /// Instructions that the verifier looked at.
     pub verified_instructions: Option<u32>,
@@ -93,6 +93,10 @@ pub struct ProbeStatus {
     pub why: Option<String>,
     /// What cannot be diagnosed without it.
     pub blind: String,
+    /// What it does without at present, to stay within the CPU budget.
+    pub reductions: Vec<String>,
+    /// Memory of its maps in the kernel.
+    pub map_bytes: u64,
     /// Its programs.
     pub programs: Vec<ProgramStatus>,
 }

@@ -44,6 +44,12 @@ impl Quality {
         self.censored += other.censored;
     }
 
+    /// Whether a probe counted only one event in so many, and not just took a part of its details by
+    /// chance as it always does.
+    pub fn is_scaled(&self) -> bool {
+        self.sampled.keys().any(|name| !name.contains('.'))
+    }
+
     /// Notes that `probe` cannot be seen.
     pub fn miss(&mut self, probe: impl Into<String>, why: impl Into<String>) {
         let missing = Missing {

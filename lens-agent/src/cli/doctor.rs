@@ -5,7 +5,7 @@ use crate::{
     agent,
     config::{ConfigError, Settings},
     host::{self, HostReader, Root},
-    probes::{self, Probes},
+    probes::{self, Probes, ledger::Costs},
 };
 
 #[derive(Debug, clap::Args)]
@@ -135,7 +135,7 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
         let refused = probes.refused().iter().find(|r| r.probe == definition.name);
         let found = match refused {
             Some(refusal) => Err(refusal.why.to_string()),
-            None => Ok(attached(definition.name, &costs)),
+            None => Ok(attached(&probes, definition.name, &costs)),
         };
         checks.push(Check::new(
             &format!("probe {}", definition.name),
@@ -154,12 +154,8 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
     }
 }
 
-fn attached(probe: &str, costs: &[(&'static str, Vec<probes::ProgramCost>)]) -> String {
-    let mut programs: Vec<_> = costs
-        .iter()
-        .filter(|(name, _)| *name == probe)
-        .flat_map(|(_, c)| c)
-        .collect();
+fn attached(probes: &Probes, probe: &str, costs: &Costs) -> String {
+    let mut programs: Vec<_> = costs.get(probe).into_iter().flatten().collect();
     programs.sort_by(|a, b| a.program.cmp(&b.program));
     let programs = programs.into_iter();
     let told: Vec<String> = programs
@@ -170,5 +166,6 @@ fn attached(probe: &str, costs: &[(&'static str, Vec<probes::ProgramCost>)]) -> 
             ))
         })
         .collect();
-    format!("attached: {}", told.join(", "))
+    let kib = probes.map_bytes(probe) / 1024;
+    format!("attached: {}; {kib} KiB of maps", told.join(", "))
 }

@@ -81,7 +81,10 @@ impl Probes {
         let mut rows = Vec::new();
         for probe in &probes {
             let state = match probe.state {
-                ProbeState::Attached => "attached".to_owned(),
+                ProbeState::Attached => match probe.reductions.last() {
+                    Some(reduced) => format!("over budget: {reduced}"),
+                    None => "attached".to_owned(),
+                },
                 ProbeState::Refused => format!("refused: {}", probe.why.as_deref().unwrap_or("?")),
                 ProbeState::Off => "off".to_owned(),
             };
@@ -91,6 +94,7 @@ impl Probes {
                 String::new(),
                 String::new(),
                 String::new(),
+                (probe.map_bytes / 1024).to_string(),
             ]);
             for program in &probe.programs {
                 rows.push(vec![
@@ -99,6 +103,7 @@ impl Probes {
                     number(program.runs_per_sec),
                     program.ns_per_run.map_or_else(String::new, number),
                     format!("{:.4}", program.cpu_percent),
+                    String::new(),
                 ]);
             }
         }
@@ -108,6 +113,7 @@ impl Probes {
             numbers("runs/s"),
             numbers("ns/run"),
             numbers("cpu %"),
+            numbers("maps KiB"),
         ];
         out.table(&columns, rows)?;
         Ok(Outcome::Fine)

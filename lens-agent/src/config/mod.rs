@@ -121,6 +121,9 @@ pub struct Settings {
     /// Take a user stack of one page fault in so many, 0 for none [default: 0]
     #[arg(long, value_name = "N", env = "LENS_FAULT_STACK_ONE_IN")]
     pub fault_stack_one_in: Option<u32>,
+    /// CPU time that the kernel programs may take, as a percentage of the whole host's [default: 1]
+    #[arg(long, value_name = "PERCENT", env = "LENS_CPU_BUDGET_PERCENT")]
+    pub cpu_budget_percent: Option<f64>,
     /// Log what the kernel programs say of themselves; nothing if it is not given
     #[arg(long, value_name = "LEVEL", env = "LENS_PROBE_LOG")]
     pub probe_log: Option<probes::LogLevel>,
@@ -172,6 +175,9 @@ pub enum ConfigError {
     /// Readings too close to one another, or too far apart.
     #[error("an interval of {0} is out of range: from 200ms to 5m")]
     Interval(Span),
+    /// No part of a host's CPU time.
+    #[error("a CPU budget of {0} % is out of range: from 0.01 to 100, of the whole host")]
+    CpuBudget(f64),
     /// Where the token should be, there is none.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -185,6 +191,9 @@ const EVERY: Span = Span(Duration::from_secs(5));
 /// Readings closer than this cost more than they tell; further apart, incidents are missed.
 const INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_mins(5);
+
+/// CPU budgets that make sense, as a percentage.
+const BUDGET: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 
 impl Settings {
     /// Reads `path`; without one, [`FILE`] if it exists.
@@ -241,6 +250,7 @@ impl Settings {
             allowed_host: list(self.allowed_host, below.allowed_host),
             syscalls_time_one_in: self.syscalls_time_one_in.or(below.syscalls_time_one_in),
             fault_stack_one_in: self.fault_stack_one_in.or(below.fault_stack_one_in),
+            cpu_budget_percent: self.cpu_budget_percent.or(below.cpu_budget_percent),
             probe_log: self.probe_log.or(below.probe_log),
             provider: if self.provider.is_empty() {
                 below.provider
@@ -265,6 +275,7 @@ impl Settings {
             state_dir: Some(PathBuf::from(STATE_DIR)),
             syscalls_time_one_in: Some(syscalls.time_one_in),
             fault_stack_one_in: Some(memory.fault_stack_one_in),
+            cpu_budget_percent: Some(probes::CPU_BUDGET_PERCENT),
             budget: Some(Limits::default()),
             ..Self::default()
         })
@@ -285,6 +296,11 @@ impl Settings {
         if !INTERVAL.contains(&interval.0) {
             return Err(ConfigError::Interval(interval));
         }
+        if let Some(percent) = self.cpu_budget_percent
+            && !BUDGET.contains(&percent)
+        {
+            return Err(ConfigError::CpuBudget(percent));
+        }
         let token = match (&self.token_file, &self.token_env) {
             (None, None) => None,
             (Some(file), None) => Some(Token::from_file(file)?),
@@ -301,6 +317,7 @@ impl Settings {
             only: self.probe,
             without: self.no_probe,
             log: self.probe_log,
+            cpu_budget_percent: self.cpu_budget_percent,
             ..probes::Config::default()
         };
         if let Some(time_one_in) = self.syscalls_time_one_in {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ObjectError, ProbeError, Setup,
-    object::{Losses, Object, Plan, ProgramCost, bytes},
+    object::{Losses, Object, Plan, bytes},
     targets::{Targets, cgroup_constants},
 };
 use crate::base::quality::Quality;
@@ -134,8 +134,7 @@ impl FaultStacks {
         }
     }
 
-    /// What its program has cost so far.
-    pub(super) fn costs(&self) -> Vec<ProgramCost> {
-        self.object.costs()
+    pub(super) fn object(&mut self) -> &mut Object {
+        &mut self.object
     }
 }

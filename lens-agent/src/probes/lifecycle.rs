@@ -10,10 +10,10 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, KernelReading, ObjectError, Probe, ProbeError, Setup,
+    Fill, KernelReading, ObjectError, Probe, ProbeError, Reduction, Setup,
     keyed::Strangers,
     mapped::Mapped,
-    object::{Losses, Object, Plan, ProgramCost, bytes},
+    object::{Losses, Object, Plan, bytes},
     slots::Slots,
     targets::{Targets, cgroup_constants},
 };
@@ -235,8 +235,20 @@ impl Probe for Lifecycle {
         self.slots.clear(slot);
     }
 
-    fn costs(&self) -> Vec<ProgramCost> {
-        self.object.costs()
+    fn objects(&mut self) -> Vec<&mut Object> {
+        vec![&mut self.object]
+    }
+
+    fn reductions(&self) -> &'static [Reduction] {
+        &[Reduction::Detached]
+    }
+
+    fn reduce(&mut self, _: usize) -> Result<(), ProbeError> {
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), ProbeError> {
+        Ok(())
     }
 }
 

@@ -7,15 +7,19 @@ use std::{
     path::PathBuf,
 };
 
-use aya::programs::perf_event::SoftwareEvent;
-use lens_common::memory::{ANON, FILE, MemorySlot, SHMEM, SWAP};
+use aya::{
+    maps::{HashMap, MapData},
+    programs::perf_event::SoftwareEvent,
+};
+use lens_common::memory::{ANON, FILE, KINDS, MemorySlot, SHMEM, SWAP};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    KernelReading, KernelTypes, Probe, ProbeError, Setup,
+    KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
     fault_stacks::{FaultStack, FaultStacks},
     near::Near,
-    object::{Losses, Object, Plan, ProgramCost, bytes},
+    object::{Losses, Object, Plan, bytes},
+    sample::Sample,
     slots::Slots,
     targets::{Targets, cgroup_constants},
 };
@@ -85,9 +89,12 @@ struct Memory {
     losses: Losses,
     slots: Slots<MemorySlot>,
     near: Near,
+    sample: Sample,
     counts_major: Result<(), String>,
     /// The iterator that takes up address spaces of new targets.
     spaces: Result<PathBuf, String>,
+    /// The address spaces whose pages are counted.
+    known: HashMap<MapData, u64, [u64; 1 + KINDS]>,
     /// Targets whose address spaces it has taken up.
     entered: BTreeSet<u64>,
     stacks: Option<FaultStacks>,
@@ -104,6 +111,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let known = resident_constants(&mut plan, types);
     Slots::<MemorySlot>::plan(&mut plan);
     Near::plan(&mut plan);
+    Sample::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("page_fault_user", types)?;
     object.attach("page_fault_kernel", types)?;
@@ -116,6 +124,11 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     } else {
         Err("this kernel does not tell whose an address space is, or how big".to_owned())
     };
+    let known_spaces = object.take_map("SPACE")?;
+    let known_spaces = HashMap::try_from(known_spaces).map_err(|why| ProbeError::Read {
+        probe: "memory",
+        why: format!("map SPACE: {why}"),
+    })?;
     let counts_major = object
         .attach_to_every("major_fault", SoftwareEvent::PageFaultsMaj)
         .map_err(|why| why.to_string());
@@ -125,9 +138,11 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         losses: Losses::of(&object)?,
         slots: Slots::of(&object)?,
         near: Near::of(&object)?,
+        sample: Sample::of(&object)?,
         object,
         counts_major,
         spaces,
+        known: known_spaces,
         entered: BTreeSet::new(),
         stacks: stacks.transpose()?,
     }))
@@ -225,11 +240,29 @@ impl Probe for Memory {
         self.slots.clear(slot);
     }
 
-    fn costs(&self) -> Vec<ProgramCost> {
-        let mut costs = self.object.costs();
-        if let Some(stacks) = &self.stacks {
-            costs.extend(stacks.costs());
+    fn objects(&mut self) -> Vec<&mut Object> {
+        let stacks = self.stacks.as_mut().map(FaultStacks::object);
+        std::iter::once(&mut self.object).chain(stacks).collect()
+    }
+
+    fn reductions(&self) -> &'static [Reduction] {
+        &[Reduction::Sampled(16), Reduction::Detached]
+    }
+
+    fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
+        self.sample.set(self.reductions(), to);
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), ProbeError> {
+        // Address spaces that ended meanwhile would stay for ever.
+        let known: Vec<_> = self.known.keys().flatten().collect();
+        for space in known {
+            // Whoever was there first.
+            let _ = self.known.remove(&space);
         }
-        costs
+        self.slots.each(|slot| slot.rss = [0; KINDS]);
+        self.entered.clear();
+        Ok(())
     }
 }

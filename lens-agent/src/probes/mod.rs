@@ -6,9 +6,11 @@
 pub mod fault_stacks;
 pub mod function;
 mod glob;
+pub mod governor;
 mod holder;
 mod kernel_types;
 mod keyed;
+pub mod ledger;
 pub mod lifecycle;
 mod log;
 mod mapped;
@@ -17,31 +19,43 @@ mod near;
 mod object;
 mod pins;
 pub mod prologue;
+mod sample;
 pub mod sched;
 mod slots;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
 
-use std::{collections::BTreeMap, fmt::Debug, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use self::pins::Pins;
 pub use self::{
     fault_stacks::FaultStack,
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
+    governor::{Reduction, Step},
     holder::Holder,
     kernel_types::{KernelTypes, KernelTypesError},
+    ledger::Measured,
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
-    object::{ObjectError, ProgramCost},
+    object::{Object, ObjectError, ProgramCost},
     sched::{Held, SchedCounters, SchedReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
+};
+use self::{
+    governor::{Governor, Load},
+    ledger::{Costs, Ledger},
+    pins::Pins,
 };
 use crate::base::quality::Quality;
 
@@ -119,8 +133,14 @@ pub trait Probe: Debug + Send {
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError>;
     /// Clears the counters of a slot that changes hands.
     fn clear(&self, slot: u32);
-    /// What its programs have cost so far.
-    fn costs(&self) -> Vec<ProgramCost>;
+    /// Its objects.
+    fn objects(&mut self) -> Vec<&mut Object>;
+    /// How it can be made cheaper, in the order in which that is done.
+    fn reductions(&self) -> &'static [Reduction];
+    /// Does with all of the first so many of [`Probe::reductions`], and no others.
+    fn reduce(&mut self, to: usize) -> Result<(), ProbeError>;
+    /// Its programs have been away for a while, and are not back yet: what it had noted is void.
+    fn forget(&mut self) -> Result<(), ProbeError>;
 }
 
 /// What all probes have counted, at one moment. A probe that does not run is absent.
@@ -169,6 +189,10 @@ pub struct Fill {
     pub places: usize,
 }
 
+/// CPU time that the kernel programs may take, as a percentage of the whole host's, if nothing else
+/// is said.
+pub const CPU_BUDGET_PERCENT: f64 = 1.0;
+
 /// Which probes to run, for whom.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -181,6 +205,9 @@ pub struct Config {
     /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
     /// kernel what runs on such a one.
     pub force_fallback: bool,
+    /// CPU time that the kernel programs may take, as a percentage of the whole host's;
+    /// [`CPU_BUDGET_PERCENT`] if it is not given.
+    pub cpu_budget_percent: Option<f64>,
     /// How much the kernel programs say of themselves; nothing if it is not given.
     pub log: Option<LogLevel>,
     /// What is the syscalls probe's own.
@@ -207,19 +234,18 @@ pub struct Probes {
     readings: u64,
     log: Option<log::KernelLog>,
     _pins: Pins,
-    /// The kernel counts what programs cost while this is open.
-    statistics: Option<OwnedFd>,
-    measured: bool,
+    ledger: Ledger,
+    governor: Governor,
+    /// How many of its reductions hold for a probe.
+    reduced: BTreeMap<&'static str, usize>,
+    /// Online CPUs.
+    cpus: usize,
+    /// Probes that could not be reduced or brought back, and why.
+    ungoverned: BTreeMap<&'static str, String>,
 }
 
-/// Of so many intervals, what programs cost is counted in one. Counting costs 65 to 70 ns a run
-/// (measured with empty programs on this kernel side), more than most of the programs themselves.
-const MEASURE_EVERY: u64 = 12;
-
-/// Has the kernel count what programs cost, for as long as the result lives; `None` if it refuses.
-fn measure() -> Option<OwnedFd> {
-    aya::sys::enable_stats(aya::sys::Stats::RunTime).ok()
-}
+/// Why something is absent that costs more than it may.
+const OVER_BUDGET: &str = "left out for now: the kernel programs were over their CPU budget";
 
 /// Readings between two looks at the whole cgroup tree.
 const SCAN_EVERY: u64 = 10;
@@ -228,11 +254,14 @@ impl Probes {
     /// Loads and attaches. A probe that the kernel refuses is left out and listed in
     /// [`Probes::refused`]; without the table of targets nothing can be counted.
     pub fn start(watched: &Watched, config: &Config) -> Result<Self, StartError> {
+        let cpus = aya::util::online_cpus()
+            .map_err(|(file, why)| StartError::Cpus(std::io::Error::new(why.kind(), file)))?
+            .len()
+            .max(1);
         let types = KernelTypes::of_running_kernel()?;
         let pins = Pins::new().map_err(StartError::Pins)?;
         let log = config.log.map(log::KernelLog::new);
         let machine = object::Machine::new(log.clone()).map_err(StartError::Cpus)?;
-        let statistics = measure();
         let targets = Targets::start(&types, &pins, &machine, watched, config.globs.clone())?;
         let setup = Setup {
             types: &types,
@@ -256,22 +285,38 @@ impl Probes {
             }
         }
         drop(types);
-        Ok(Self {
+        let budget = config.cpu_budget_percent.unwrap_or(CPU_BUDGET_PERCENT) / 100.0;
+        let mut probes = Self {
             targets,
             running,
             refused,
             readings: 0,
             log,
             _pins: pins,
-            statistics,
-            measured: false,
-        })
+            ledger: Ledger::default(),
+            governor: Governor::new(budget),
+            reduced: BTreeMap::new(),
+            cpus,
+            ungoverned: BTreeMap::new(),
+        };
+        probes.ledger.enter(TARGETS, probes.targets.object());
+        for probe in &mut probes.running {
+            let name = probe.name();
+            for object in probe.objects() {
+                probes.ledger.enter(name, object);
+            }
+        }
+        probes.open_window();
+        Ok(probes)
     }
 
     /// Reads everything once.
     pub fn read(&mut self) -> KernelReading {
         self.readings += 1;
-        self.measured = self.readings > 1 && self.statistics.is_some();
+        if self.ledger.is_open() {
+            let costs = self.costs();
+            self.ledger.close(costs);
+        }
         self.targets.update();
         if self.readings.is_multiple_of(SCAN_EVERY) {
             self.targets.scan();
@@ -284,6 +329,20 @@ impl Probes {
             reading.quality.miss(refusal.probe, refusal.why.to_string());
         }
         for probe in &mut self.running {
+            let reduced = probe
+                .reductions()
+                .get(..reduced_of(&self.reduced, probe.name()));
+            match reduced.and_then(<[Reduction]>::last).copied() {
+                Some(Reduction::Detached) => {
+                    reading.quality.miss(probe.name(), OVER_BUDGET);
+                    continue;
+                }
+                Some(Reduction::Sampled(n)) => {
+                    let sampled = &mut reading.quality.sampled;
+                    sampled.insert(probe.name().to_owned(), u64::from(n));
+                }
+                Some(Reduction::Untimed | Reduction::Coarse(_)) | None => {}
+            }
             if let Err(why) = probe.read(&self.targets, &mut reading) {
                 reading.quality.miss(probe.name(), why.to_string());
             }
@@ -299,17 +358,76 @@ impl Probes {
                 probe.clear(slot);
             }
         });
-        self.statistics = if self.readings % MEASURE_EVERY == 1 {
-            self.statistics.take().or_else(measure)
-        } else {
-            None
-        };
+        for (probe, why) in &self.ungoverned {
+            reading.quality.miss(format!("{probe}.governor"), why);
+        }
         reading
     }
 
-    /// Whether what programs cost was counted over the interval that the last reading ended.
-    pub fn is_measured(&self) -> bool {
-        self.measured
+    /// Has the kernel count what programs cost from now until the next reading.
+    pub fn open_window(&mut self) {
+        if !self.ledger.is_open() {
+            let costs = self.costs();
+            self.ledger.open(costs);
+        }
+    }
+
+    /// What programs cost in the window that the last reading closed, if one was open.
+    pub fn measured(&self) -> Option<&Measured> {
+        self.ledger.measured()
+    }
+
+    /// Memory of a probe's maps in the kernel, in bytes.
+    pub fn map_bytes(&self, probe: &str) -> u64 {
+        self.ledger.map_bytes(probe)
+    }
+
+    /// What a probe does without at present, to stay within the budget.
+    pub fn reductions(&self, probe: &str) -> &'static [Reduction] {
+        let running = self.running.iter().find(|p| p.name() == probe);
+        let all = running.map_or(&[][..], |p| p.reductions());
+        all.get(..reduced_of(&self.reduced, probe)).unwrap_or(all)
+    }
+
+    /// CPU time of all programs, averaged as the budget is, as a percentage of the whole host's.
+    pub fn cpu_average_percent(&self) -> f64 {
+        self.governor.average() * 100.0
+    }
+
+    /// Keeps the programs within their budget, by what the last window showed at `now`, a time since
+    /// some beginning. `needed` are probes that an open incident stands on.
+    pub fn govern(&mut self, now: Duration, needed: &BTreeSet<&'static str>) -> Option<Step> {
+        let measured = self.ledger.measured()?;
+        let cpus = self.cpus as f64;
+        let mut loads = vec![Load {
+            probe: TARGETS,
+            part: measured.part(TARGETS) / cpus,
+            reductions: &[],
+            reduced: 0,
+        }];
+        loads.extend(self.running.iter().map(|probe| Load {
+            probe: probe.name(),
+            part: measured.part(probe.name()) / cpus,
+            reductions: probe.reductions(),
+            reduced: reduced_of(&self.reduced, probe.name()),
+        }));
+        let step = self.governor.observe(now, &loads, needed)?;
+        self.reduce(step.probe, step.to);
+        Some(step)
+    }
+
+    /// Has a probe do with the first `to` of its reductions, and no others. What fails is told by the
+    /// next readings.
+    pub fn reduce(&mut self, probe: &'static str, to: usize) {
+        let from = reduced_of(&self.reduced, probe);
+        let Some(running) = self.running.iter_mut().find(|p| p.name() == probe) else {
+            return;
+        };
+        match reduce(&mut **running, from, to) {
+            Ok(()) => self.ungoverned.remove(probe),
+            Err(why) => self.ungoverned.insert(probe, why.to_string()),
+        };
+        self.reduced.insert(probe, to);
     }
 
     /// What the kernel programs have said since the last call.
@@ -337,12 +455,43 @@ impl Probes {
         &self.refused
     }
 
-    /// What each probe's programs have cost in all measured intervals so far.
-    pub fn costs(&self) -> Vec<(&'static str, Vec<ProgramCost>)> {
-        let mut costs = vec![("targets", self.targets.object().costs())];
-        costs.extend(self.running.iter().map(|p| (p.name(), p.costs())));
+    /// What each probe's programs have cost in all windows so far.
+    pub fn costs(&mut self) -> Costs {
+        let of = |probe: &mut Box<dyn Probe>| {
+            let name = probe.name();
+            let objects = probe.objects().into_iter();
+            (name, objects.flat_map(|object| object.costs()).collect())
+        };
+        let mut costs: Costs = self.running.iter_mut().map(of).collect();
+        costs.insert(TARGETS, self.targets.object().costs());
         costs
     }
+}
+
+/// The table of targets, which is no probe, and costs something too.
+const TARGETS: &str = "targets";
+
+fn reduced_of(reduced: &BTreeMap<&'static str, usize>, probe: &str) -> usize {
+    reduced.get(probe).copied().unwrap_or_default()
+}
+
+/// Has `probe`, which did with the first `from` of its reductions, do with the first `to`.
+fn reduce(probe: &mut dyn Probe, from: usize, to: usize) -> Result<(), ProbeError> {
+    let all = probe.reductions();
+    let is_detached = |n: usize| all.get(..n).and_then(<[_]>::last) == Some(&Reduction::Detached);
+    if is_detached(to) {
+        for object in probe.objects() {
+            object.detach_all()?;
+        }
+        return Ok(());
+    }
+    if is_detached(from) {
+        probe.forget()?;
+        for object in probe.objects() {
+            object.attach_all_again()?;
+        }
+    }
+    probe.reduce(to)
 }
 
 impl Config {

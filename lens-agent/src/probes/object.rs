@@ -1,12 +1,17 @@
 //! Loading an object: its constants, the sizes of its maps, its programs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{
         Iter, Program,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        tp_btf::BtfTracePointLinkId,
         uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
     },
 };
@@ -232,6 +237,8 @@ impl<'a> Plan<'a> {
             name: self.object,
             ebpf,
             cpus: self.machine.cpus,
+            links: BTreeMap::new(),
+            detached: BTreeSet::new(),
         })
     }
 }
@@ -242,6 +249,10 @@ pub struct Object {
     name: &'static str,
     ebpf: Ebpf,
     cpus: usize,
+    /// Of the tracepoint programs that are attached.
+    links: BTreeMap<&'static str, BtfTracePointLinkId>,
+    /// Programs that were attached, and are not now.
+    detached: BTreeSet<&'static str>,
 }
 
 /// What one program costs.
@@ -275,13 +286,65 @@ impl Object {
                 found
                     .load(program, types.aya())
                     .map_err(|why| refused(chain(&why)))?;
-                found.attach().map_err(|why| refused(chain(&why)))?;
+                let link = found.attach().map_err(|why| refused(chain(&why)))?;
+                self.links.insert(program, link);
                 Ok(())
             }
             _ => Err(refused(
                 "the object has no such tracepoint program".to_owned(),
             )),
         }
+    }
+
+    /// Detaches a tracepoint program, which stays loaded; those that are not attached stay so.
+    pub(super) fn detach(&mut self, program: &'static str) -> Result<(), ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(link) = self.links.remove(program) else {
+            return Ok(());
+        };
+        if let Some(Program::BtfTracePoint(found)) = self.ebpf.program_mut(program) {
+            found.detach(link).map_err(|why| refused(chain(&why)))?;
+            self.detached.insert(program);
+        }
+        Ok(())
+    }
+
+    /// Attaches a program again that was detached.
+    pub(super) fn attach_again(&mut self, program: &'static str) -> Result<(), ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        if !self.detached.contains(program) {
+            return Ok(());
+        }
+        if let Some(Program::BtfTracePoint(found)) = self.ebpf.program_mut(program) {
+            let link = found.attach().map_err(|why| refused(chain(&why)))?;
+            self.links.insert(program, link);
+            self.detached.remove(program);
+        }
+        Ok(())
+    }
+
+    /// Detaches all tracepoint programs.
+    pub(super) fn detach_all(&mut self) -> Result<(), ObjectError> {
+        let attached: Vec<_> = self.links.keys().copied().collect();
+        attached.into_iter().try_for_each(|name| self.detach(name))
+    }
+
+    /// Attaches all that were detached.
+    pub(super) fn attach_all_again(&mut self) -> Result<(), ObjectError> {
+        let detached: Vec<_> = self.detached.iter().copied().collect();
+        detached
+            .into_iter()
+            .try_for_each(|name| self.attach_again(name))
+    }
+
+    /// The maps of its loaded programs by id, with their memory in the kernel as the kernel reckons
+    /// it. To be asked before the process is closed.
+    pub(super) fn maps(&self) -> BTreeMap<u32, u64> {
+        let programs = self.ebpf.programs();
+        let used = programs.filter_map(|(_, program)| program.info().ok()?.map_ids().ok()?);
+        used.flatten()
+            .filter_map(|id| Some((id, map_bytes(id)?)))
+            .collect()
     }
 
     /// Loads the iterator `program` over tasks and pins it: each reading of the file walks anew.
@@ -394,6 +457,15 @@ impl Object {
         }
         costs
     }
+}
+
+/// What `memlock` of fdinfo says of a map: bytes.
+fn map_bytes(id: u32) -> Option<u64> {
+    let map = aya::maps::MapInfo::from_id(id).ok()?.fd().ok()?;
+    let fd = map.as_fd().as_raw_fd();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line?.trim().parse().ok()
 }
 
 /// The losses of one object, by CPU.

@@ -16,10 +16,11 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, Holder, KernelReading, Probe, ProbeError, Setup,
+    Fill, Holder, KernelReading, Probe, ProbeError, Reduction, Setup,
     mapped::Mapped,
     near::Near,
-    object::{Losses, Object, Plan, ProgramCost, bytes},
+    object::{Losses, Object, Plan, bytes},
+    sample::Sample,
     targets::{Targets, cgroup_constants},
 };
 
@@ -118,6 +119,7 @@ pub struct Sched {
     runs: Mapped<Runs>,
     throttled: Mapped<Throttled>,
     near: Near,
+    sample: Sample,
     /// Where the waits under way can be read; absent where the kernel does not keep them.
     waiting: Option<PathBuf>,
     splits_quota: bool,
@@ -206,6 +208,7 @@ impl Sched {
             .per_cpu("RUN", 1);
         plan.per_cpu("THROTTLE", THROTTLED);
         Near::plan(&mut plan);
+        Sample::plan(&mut plan);
         let mut object = plan.load()?;
         if !may_allocate {
             // In this order no task is without its record when it is first looked for.
@@ -234,6 +237,7 @@ impl Sched {
             runs: object.mapped("RUN", 1)?,
             throttled: object.mapped("THROTTLE", THROTTLED)?,
             near: Near::of(&object)?,
+            sample: Sample::of(&object)?,
             object,
             waiting,
             splits_quota,
@@ -453,9 +457,10 @@ impl Probe for Sched {
             );
         }
         self.losses.tell(quality);
-        quality
-            .sampled
-            .insert("sched.short_waits".to_owned(), u64::from(SHORT_WAIT_SAMPLE));
+        quality.sampled.insert(
+            "sched.short_waits".to_owned(),
+            self.sample.one_in(SHORT_WAIT_SAMPLE),
+        );
         if !self.splits_quota {
             quality.miss(
                 "sched.quota",
@@ -475,8 +480,43 @@ impl Probe for Sched {
         }
     }
 
-    fn costs(&self) -> Vec<ProgramCost> {
-        self.object.costs()
+    fn objects(&mut self) -> Vec<&mut Object> {
+        vec![&mut self.object]
+    }
+
+    fn reductions(&self) -> &'static [Reduction] {
+        // What is sampled are the walks back over short waits; the waits themselves always count.
+        &[
+            Reduction::Coarse(64),
+            Reduction::Coarse(1024),
+            Reduction::Detached,
+        ]
+    }
+
+    fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
+        self.sample.set(self.reductions(), to);
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), ProbeError> {
+        for cpu in 0..self.runs.cpus() {
+            let Some(mut runs) = self.runs.get(cpu, 0) else {
+                continue;
+            };
+            runs.generation += 1;
+            runs.running = 0;
+            for ring in [&mut runs.near, &mut runs.far] {
+                *ring = Ring {
+                    head: 0,
+                    runs: [Run::default(); RUNS],
+                };
+            }
+            self.runs.set(cpu, 0, runs);
+            for i in 0..self.throttled.block() {
+                self.throttled.set(cpu, i, Throttled::default());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -617,6 +657,7 @@ mod tests {
         Runs {
             running,
             tid: 0,
+            generation: 0,
             random: 0,
             stretch_ns: 0,
             near,

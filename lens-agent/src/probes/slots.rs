@@ -50,6 +50,18 @@ impl<T: Counters> Slots<T> {
             self.0.set(cpu, slot as usize, T::default());
         }
     }
+
+    /// Changes every slot on every CPU, while no program counts in them.
+    pub(super) fn each(&self, change: impl Fn(&mut T)) {
+        for cpu in 0..self.0.cpus() {
+            for slot in 0..self.0.block() {
+                if let Some(mut at) = self.0.get(cpu, slot) {
+                    change(&mut at);
+                    self.0.set(cpu, slot, at);
+                }
+            }
+        }
+    }
 }
 
 /// Adds counters word by word.

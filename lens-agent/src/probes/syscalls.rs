@@ -10,11 +10,12 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, KernelReading, Probe, ProbeError, Setup,
+    Fill, KernelReading, OVER_BUDGET, Probe, ProbeError, Reduction, Setup,
     keyed::{Strangers, take},
     mapped::Mapped,
     near::Near,
-    object::{Losses, Object, Plan, ProgramCost, bytes},
+    object::{Losses, Object, Plan, bytes},
+    sample::Sample,
     slots::Slots,
     targets::{Targets, cgroup_constants},
 };
@@ -91,8 +92,11 @@ struct Syscalls {
     errnos: Mapped<CallErrno>,
     slots: Slots<SyscallSlot>,
     near: Near,
+    sample: Sample,
     strangers: Strangers,
     time_one_in: u32,
+    /// Whether calls are timed at present.
+    is_timed: bool,
 }
 
 /// Loads and attaches it.
@@ -113,6 +117,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         .per_cpu("COUNTDOWN", 1);
     Slots::<SyscallSlot>::plan(&mut plan);
     Near::plan(&mut plan);
+    Sample::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("sys_exit", types)?;
     if time_one_in != 0 {
@@ -125,9 +130,11 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         errnos: object.mapped("ERRNO", ERRNOS)?,
         slots: Slots::of(&object)?,
         near: Near::of(&object)?,
+        sample: Sample::of(&object)?,
         object,
         strangers: Strangers::default(),
         time_one_in,
+        is_timed: true,
     }))
 }
 
@@ -200,6 +207,8 @@ impl Probe for Syscalls {
         self.losses.tell(quality);
         if self.time_one_in == 0 {
             quality.miss("syscalls.latency", "switched off");
+        } else if !self.is_timed {
+            quality.miss("syscalls.latency", OVER_BUDGET);
         } else {
             quality
                 .sampled
@@ -213,7 +222,30 @@ impl Probe for Syscalls {
         self.slots.clear(slot);
     }
 
-    fn costs(&self) -> Vec<ProgramCost> {
-        self.object.costs()
+    fn objects(&mut self) -> Vec<&mut Object> {
+        vec![&mut self.object]
+    }
+
+    fn reductions(&self) -> &'static [Reduction] {
+        &[
+            Reduction::Untimed,
+            Reduction::Sampled(16),
+            Reduction::Detached,
+        ]
+    }
+
+    fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
+        self.sample.set(self.reductions(), to);
+        self.is_timed = to == 0;
+        if self.is_timed {
+            self.object.attach_again("sys_enter")?;
+        } else {
+            self.object.detach("sys_enter")?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), ProbeError> {
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What lens itself costs, loses and cannot see.
 
-use super::{Look, Skill, View};
+use super::{Look, OwnCost, Skill, View};
 use crate::base::{
     metric::{Bad, Metric, Unit, gauge, rate},
     scope::Scope,
@@ -24,6 +24,34 @@ const METRICS: &[Metric] = &[
         Bad::Never,
         1.0,
         "CPU time of its kernel programs, of one CPU.",
+    ),
+    rate(
+        "agent_kernel_runs_per_sec",
+        Unit::PerSec,
+        Bad::Never,
+        10_000.0,
+        "Runs of its kernel programs: one an event and program.",
+    ),
+    gauge(
+        "agent_kernel_run_ns",
+        Unit::Nanos,
+        Bad::Never,
+        100.0,
+        "What a run takes, on average over all programs.",
+    ),
+    gauge(
+        "agent_maps_bytes",
+        Unit::Bytes,
+        Bad::Never,
+        1e6,
+        "Memory of its maps in the kernel.",
+    ),
+    gauge(
+        "agent_reduced_probes_count",
+        Unit::Count,
+        Bad::Never,
+        1.0,
+        "Probes that do without something, to stay within the CPU budget.",
     ),
     gauge(
         "agent_rss_bytes",
@@ -66,7 +94,9 @@ impl Skill for Agent {
 
     fn description(&self) -> &'static str {
         "What lens itself costs, loses and cannot see. The cost of kernel programs is the kernel's \
-         own measure of their run time, which leaves out what it takes to enter and leave them. Lost \
+         own measure of their run time, in a window before each reading; it leaves out what it takes to \
+         enter and leave them. Beyond the CPU budget probes do without timing, count one event in so \
+         many, and at last are detached, until it is calmer. Lost \
          events make the numbers of their map too low; blind spots are probes that the kernel \
          refused and files that could not be read."
     }
@@ -88,6 +118,16 @@ impl Skill for Agent {
                 "agent_kernel_cpu_percent",
                 now.own.map(|o| o.kernel_cpu_percent),
             )
+            .set(
+                "agent_kernel_runs_per_sec",
+                now.own.map(|o| o.kernel_runs_per_sec),
+            )
+            .set("agent_kernel_run_ns", now.own.and_then(run_ns))
+            .set("agent_maps_bytes", now.own.map(|o| o.map_bytes as f64))
+            .set(
+                "agent_reduced_probes_count",
+                now.own.map(|o| o.reduced_probes as f64),
+            )
             .set("agent_rss_bytes", now.own.map(|o| o.rss_bytes as f64))
             .set(
                 "agent_lost_events_per_sec",
@@ -97,4 +137,10 @@ impl Skill for Agent {
             .set("agent_blind_spots_count", blind as f64);
         Some(look)
     }
+}
+
+/// Nanoseconds a run, if anything ran.
+fn run_ns(own: OwnCost) -> Option<f64> {
+    let ns_per_sec = own.kernel_cpu_percent * 1e7;
+    (own.kernel_runs_per_sec > 0.0).then(|| ns_per_sec / own.kernel_runs_per_sec)
 }

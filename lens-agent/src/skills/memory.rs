@@ -91,6 +91,10 @@ impl Skill for Memory {
         METRICS
     }
 
+    fn probes(&self) -> &'static [&'static str] {
+        &["memory"]
+    }
+
     fn look(&self, view: &View<'_>) -> Option<Look> {
         let mut look = Look::default();
         if let Some((now, then)) = view.processes() {
@@ -167,6 +171,5 @@ impl Change {
                 "page_allocs_bytes_per_sec",
                 view.per_sec(self.pages as f64 * PAGE),
             );
-        view.kernel_quality("memory", look.quality());
     }
 }

@@ -35,6 +35,10 @@ pub trait Skill: Debug + Send + Sync {
     fn description(&self) -> &'static str;
     /// What it measures.
     fn metrics(&self) -> &'static [Metric];
+    /// The probes without which it sees less.
+    fn probes(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// What it sees in the view's scope; `None` if it can see nothing there.
     fn look(&self, view: &View<'_>) -> Option<Look>;
 }
@@ -54,6 +58,14 @@ pub const REGISTRY: &[&dyn Skill] = &[
 /// The skill with this id.
 pub fn by_id(id: &str) -> Option<&'static dyn Skill> {
     REGISTRY.iter().copied().find(|s| s.id() == id)
+}
+
+/// The probes that a metric stands on.
+pub fn probes_of(metric: &str) -> &'static [&'static str] {
+    let skill = REGISTRY
+        .iter()
+        .find(|skill| skill.metrics().iter().any(|m| m.name == metric));
+    skill.map_or(&[], |skill| skill.probes())
 }
 
 /// The metrics of all skills.
@@ -132,7 +144,10 @@ pub fn look_everywhere(
     for scope in now.scopes() {
         let view = View::new(now, before, &scope);
         for skill in skills {
-            if let Some(look) = skill.look(&view).filter(|l| !l.is_empty()) {
+            if let Some(mut look) = skill.look(&view).filter(|l| !l.is_empty()) {
+                for probe in skill.probes() {
+                    view.kernel_quality(probe, &mut look.quality);
+                }
                 snapshots.push(Snapshot {
                     id: SnapshotId::new(tick, skill.id(), &scope),
                     skill: skill.id().into(),

@@ -132,6 +132,10 @@ impl Skill for Processes {
         METRICS
     }
 
+    fn probes(&self) -> &'static [&'static str] {
+        &["lifecycle"]
+    }
+
     fn look(&self, view: &View<'_>) -> Option<Look> {
         let mut look = Look::default();
         let of_host = *view.scope == Scope::Host;
@@ -200,7 +204,6 @@ fn lives(view: &View<'_>, look: &mut Look) {
         .set("exits_per_sec", view.per_sec(sum[2] as f64))
         .set("failed_exits_per_sec", view.per_sec(sum[3] as f64))
         .set("crashes_count", crashes.count() as f64);
-    view.kernel_quality("lifecycle", look.quality());
 }
 
 /// Signals by which a process's own fault ends it.

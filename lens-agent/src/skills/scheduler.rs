@@ -117,6 +117,10 @@ impl Skill for Scheduler {
         METRICS
     }
 
+    fn probes(&self) -> &'static [&'static str] {
+        &["sched"]
+    }
+
     fn look(&self, view: &View<'_>) -> Option<Look> {
         let now = view.now.kernel.sched.as_ref()?;
         let before = view.before.kernel.sched.as_ref()?;
@@ -206,7 +210,6 @@ impl Change {
         look.pairs(WAIT, parts);
         look.pairs("runq_wait_others_ms_per_sec", of_others);
         look.quality().censored = self.waiting;
-        view.kernel_quality("sched", look.quality());
         look
     }
 }

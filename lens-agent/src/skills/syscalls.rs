@@ -79,6 +79,10 @@ impl Skill for Syscalls {
         METRICS
     }
 
+    fn probes(&self) -> &'static [&'static str] {
+        &["syscalls"]
+    }
+
     fn look(&self, view: &View<'_>) -> Option<Look> {
         let now = view.now.kernel.syscalls.as_ref()?;
         let then = view.before.kernel.syscalls.as_ref()?;
@@ -134,7 +138,6 @@ impl Change {
         if self.timed != 0 {
             look.set("syscall_time_ms_per_sec", view.per_sec(self.time_ns / 1e6));
         }
-        view.kernel_quality("syscalls", look.quality());
         look
     }
 }

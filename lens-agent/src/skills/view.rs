@@ -21,6 +21,12 @@ pub struct OwnCost {
     pub agent_cpu_percent: f64,
     /// CPU time of its kernel programs, as a percentage of one CPU.
     pub kernel_cpu_percent: f64,
+    /// Runs of its kernel programs a second.
+    pub kernel_runs_per_sec: f64,
+    /// Memory of its maps in the kernel.
+    pub map_bytes: u64,
+    /// Probes that do without something, to stay within the CPU budget.
+    pub reduced_probes: usize,
     /// Memory of the agent.
     pub rss_bytes: u64,
 }
@@ -158,7 +164,7 @@ impl<'a> View<'a> {
     }
 
     /// What the kernel reading did not see for `probe`: what was lost over the interval only.
-    pub fn kernel_quality(&self, probe: &str, into: &mut Quality) {
+    pub(super) fn kernel_quality(&self, probe: &str, into: &mut Quality) {
         let of_probe =
             |name: &str| name.split('.').next() == Some(probe) || name.starts_with("targets");
         for (map, n) in &self.now.kernel.quality.lost {

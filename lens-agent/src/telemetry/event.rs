@@ -33,6 +33,10 @@ pub enum Event {
     ProbeAttached { probe: String },
     /// A probe could not be loaded or attached, or stopped working.
     ProbeFailed { probe: String, why: String },
+    /// To stay within the CPU budget, a probe does without something more.
+    ProbeReduced { probe: String, to: String },
+    /// It got that back.
+    ProbeRelieved { probe: String, to: String },
     /// Kernel events that found no room in a map, since the last such event.
     EventsLost { map: String, n: u64 },
     /// A supervised child runs for the first time.
@@ -95,6 +99,10 @@ counters! {
         "Probes attached since the start.";
     PROBE_FAILURES = "lens_probe_failures" ["probe"],
         "Probes that could not be attached or stopped working.";
+    PROBE_REDUCTIONS = "lens_probe_reductions" ["probe"],
+        "Times that a probe had to do without something more, to stay within the CPU budget.";
+    PROBE_RELIEFS = "lens_probe_reliefs" ["probe"],
+        "Times that it got that back.";
     LOST_EVENTS = "lens_lost_events" ["map"],
         "Kernel events that found no room in a map.";
     CHILD_STARTS = "lens_child_starts" [],
@@ -147,6 +155,8 @@ impl Event {
         match self {
             Self::ProbeAttached { probe } => add(&PROBES_ATTACHED, &[probe], 1),
             Self::ProbeFailed { probe, .. } => add(&PROBE_FAILURES, &[probe], 1),
+            Self::ProbeReduced { probe, .. } => add(&PROBE_REDUCTIONS, &[probe], 1),
+            Self::ProbeRelieved { probe, .. } => add(&PROBE_RELIEFS, &[probe], 1),
             Self::EventsLost { map, n } => add(&LOST_EVENTS, &[map], *n),
             Self::ChildStarted { .. } => add(&CHILD_STARTS, &[], 1),
             Self::ChildRestarted { child, .. } => add(&CHILD_RESTARTS, &[child], 1),
@@ -184,6 +194,10 @@ impl Event {
         match self {
             Self::ProbeAttached { probe } => info!(probe, "probe attached"),
             Self::ProbeFailed { probe, why } => warn!(probe, why, "probe failed"),
+            Self::ProbeReduced { probe, to } => {
+                warn!(probe, to, "over the CPU budget: probe reduced")
+            }
+            Self::ProbeRelieved { probe, to } => info!(probe, to, "probe got something back"),
             Self::EventsLost { map, n } => warn!(map, n, "kernel events lost"),
             Self::ChildStarted { child } => info!(child, "child started"),
             Self::ChildRestarted {

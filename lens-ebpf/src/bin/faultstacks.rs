@@ -63,7 +63,7 @@ fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: this CPU's counter; the current task is typed.
     unsafe {
-        if !is_due(countdown, SAMPLE_ONE_IN.load()) {
+        if !is_due(&raw mut (*countdown).left, SAMPLE_ONE_IN.load()) {
             return 0;
         }
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();

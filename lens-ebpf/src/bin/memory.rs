@@ -28,7 +28,7 @@ use lens_ebpf::{
     atomic,
     field::read,
     loss::count,
-    near, offsets, per_cpu,
+    near, offsets, per_cpu, sample,
     target::{cgroup_of, slot_of},
     task::TaskContext,
 };
@@ -74,9 +74,12 @@ fn own_slot() -> Option<*mut MemorySlot> {
 /// `page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
 #[btf_tracepoint(function = "page_fault_user")]
 fn page_fault_user(_: BtfTracePointContext) -> i32 {
-    if let Some(slot) = own_slot() {
+    let weight = sample::weight();
+    if weight != 0
+        && let Some(slot) = own_slot()
+    {
         // SAFETY: this CPU's counters.
-        unsafe { (*slot).user_faults += 1 }
+        unsafe { (*slot).user_faults += weight }
     }
     0
 }
@@ -84,9 +87,12 @@ fn page_fault_user(_: BtfTracePointContext) -> i32 {
 /// `page_fault_kernel(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
 #[btf_tracepoint(function = "page_fault_kernel")]
 fn page_fault_kernel(_: BtfTracePointContext) -> i32 {
-    if let Some(slot) = own_slot() {
+    let weight = sample::weight();
+    if weight != 0
+        && let Some(slot) = own_slot()
+    {
         // SAFETY: this CPU's counters.
-        unsafe { (*slot).kernel_faults += 1 }
+        unsafe { (*slot).kernel_faults += weight }
     }
     0
 }
@@ -107,16 +113,20 @@ fn major_fault(_: PerfEventContext) -> u32 {
 fn mm_page_alloc(ctx: BtfTracePointContext) -> i32 {
     let page: u64 = ctx.arg(0);
     let order: u64 = ctx.arg(1);
+    let weight = sample::weight();
+    if weight == 0 {
+        return 0;
+    }
     let Some(slot) = own_slot() else {
         return 0;
     };
     // SAFETY: this CPU's counters.
     unsafe {
         if page == 0 {
-            (*slot).failed_allocs += 1;
+            (*slot).failed_allocs += weight;
         } else {
-            (*slot).allocs += 1;
-            (*slot).alloc_pages += 1 << (order & 31);
+            (*slot).allocs += weight;
+            (*slot).alloc_pages += weight << (order & 31);
         }
     }
     0

@@ -38,7 +38,7 @@ use lens_ebpf::{
     countdown::{Countdown, is_due},
     field::read,
     loss::count,
-    near, offsets, per_cpu,
+    near, offsets, per_cpu, sample,
     target::cgroup_of,
     task::TaskStorage,
 };
@@ -104,7 +104,7 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: this CPU's counter, then the current task's own record.
     unsafe {
-        if !is_due(countdown, TIME_ONE_IN.load()) {
+        if !is_due(&raw mut (*countdown).left, TIME_ONE_IN.load()) {
             return 0;
         }
         let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
@@ -129,6 +129,10 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
 /// was attached, and the first thing that a new task passes.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    let weight = sample::weight();
+    if weight == 0 {
+        return 0;
+    }
     // SAFETY: the arguments are those of the prototype above.
     unsafe {
         let regs: *const u8 = ctx.arg(0);
@@ -141,16 +145,17 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ nr.wrapping_mul(0x85EB_CA6B);
         if let Some(call) = place(cgroup, nr, mixed) {
-            (*call).calls += 1 - u64::from((*call).forks & u32::from(result == 0));
+            let again = (*call).forks & u32::from(result == 0);
+            (*call).calls += weight & u64::from(again).wrapping_sub(1);
             if result >= ERRORS {
                 let errno = 0_u32.wrapping_sub(result as u32);
                 if errno < INTERRUPTED {
-                    (*call).errors += 1;
+                    (*call).errors += weight;
                 }
-                failed(cgroup, nr, errno, mixed);
+                failed(cgroup, nr, errno, mixed, weight);
             }
         } else {
-            without_place(cgroup, nr, result);
+            without_place(cgroup, nr, result, weight);
         }
     }
     0
@@ -218,7 +223,7 @@ fn has_places(cgroup: u64) -> bool {
 
 /// Counts a call of a target beyond the limit, or one that found the table full.
 #[inline(always)]
-unsafe fn without_place(cgroup: u64, nr: u32, result: u64) {
+unsafe fn without_place(cgroup: u64, nr: u32, result: u64, weight: u64) {
     let Some(slot) = near::slot_of(cgroup) else {
         return;
     };
@@ -230,9 +235,9 @@ unsafe fn without_place(cgroup: u64, nr: u32, result: u64) {
         if result == 0 && FORKS.contains(&nr) {
             return;
         }
-        (*other).calls += 1;
+        (*other).calls += weight;
         if result >= ERRORS && 0_u32.wrapping_sub(result as u32) < INTERRUPTED {
-            (*other).errors += 1;
+            (*other).errors += weight;
         }
         if slot != OTHER_SLOT {
             count(loss::CALLS);
@@ -241,7 +246,7 @@ unsafe fn without_place(cgroup: u64, nr: u32, result: u64) {
 }
 
 #[inline(always)]
-unsafe fn failed(cgroup: u64, nr: u32, errno: u32, mixed: u32) {
+unsafe fn failed(cgroup: u64, nr: u32, errno: u32, mixed: u32, weight: u64) {
     let i = mixed.wrapping_add(errno.wrapping_mul(0xC2B2_AE35)) >> (32 - ERRNOS.trailing_zeros());
     let base = per_cpu::index(ERRNOS, 0);
     let mut k = 0;
@@ -257,7 +262,7 @@ unsafe fn failed(cgroup: u64, nr: u32, errno: u32, mixed: u32) {
                     (*place).cgroup = cgroup;
                 }
                 if (*place).cgroup == cgroup && (*place).nr == nr && (*place).errno == errno {
-                    (*place).n += 1;
+                    (*place).n += weight;
                     return;
                 }
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lens_agent::probes::{KernelReading, SchedCounters};
+use lens_agent::probes::{KernelReading, Reduction, SchedCounters};
 use lens_tests::{cgroup::Cgroup, load::Load, not_run, root_or_say_not_run};
 
 use super::{between, close, of, ready, run, watch};
@@ -91,6 +91,42 @@ fn an_unwatched_cgroup_is_not_counted_but_named_as_an_aggressor() -> Result<()> 
     assert_eq!(&**name, aggressor.path());
     let sched = after.sched.context("no reading")?;
     assert!(!sched.cgroups.contains_key(&0), "{:?}", sched.cgroups);
+    Ok(())
+}
+
+#[test]
+fn waits_that_nobody_saw_are_not_booked_when_the_probe_comes_back() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let victim = Cgroup::new("watched")?;
+    let aggressor = Cgroup::new("unwatched")?;
+    let mut probes = watch(&[victim.path()])?;
+    let mut other = ready(&aggressor, "burn --for 4000 --cpu 1")?;
+    let mut load = ready(&victim, "burn --for 500 --cpu 1")?;
+    let mut again = ready(&victim, "burn --for 500 --cpu 1")?;
+    let mut sleeps = ready(&victim, "burn --for 800 --cpu 1")?;
+    other.go()?;
+    run(&mut [&mut load])?;
+    let detached = 1 + (1..9)
+        .position(|to| {
+            probes.reduce("sched", to);
+            probes.reductions("sched").last() == Some(&Reduction::Detached)
+        })
+        .context("is never detached")?;
+    run(&mut [&mut again])?;
+    assert!(probes.read().sched.is_none());
+    probes.reduce("sched", detached - 1);
+    probes.reduce("sched", 0);
+    let (before, then) = (probes.read(), aggressor.usage_ns()?);
+    run(&mut [&mut sleeps])?;
+    let (now, after) = (aggressor.usage_ns()?, probes.read());
+    let seen = between(&before, &after, &victim)?;
+    seen.show("victim");
+    let truth = (now - then) as f64;
+    close("behind", seen.behind_cgroup(&aggressor)?, truth, 5.0);
+    close("row", seen.row(), seen.wait_ns as f64, 1.0);
+    close("wait", seen.wait_ns as f64, truth, 5.0);
     Ok(())
 }
 

@@ -98,10 +98,42 @@ pub(super) const FAMILIES: &[Family] = &[
             }
         },
     ),
+    gauge(
+        "lens_probe_reduced",
+        &["probe"],
+        "How many things a probe does without, to stay within the CPU budget.",
+        |s, put| {
+            for probe in &s.probes {
+                put(&[&probe.name], probe.reductions.len() as f64);
+            }
+        },
+    ),
+    gauge(
+        "lens_probe_map_bytes",
+        &["probe"],
+        "Memory of a probe's maps in the kernel.",
+        |s, put| {
+            for probe in &s.probes {
+                put(&[&probe.name], probe.map_bytes as f64);
+            }
+        },
+    ),
+    gauge(
+        "lens_program_run_seconds",
+        &["probe", "program"],
+        "What a run of a kernel program takes, on average in the last measured window.",
+        |s, put| {
+            each_program(s, |labels, program| {
+                if let Some(ns) = program.ns_per_run {
+                    put(labels, ns / 1e9);
+                }
+            });
+        },
+    ),
     counter(
         "lens_program_runs",
         &["probe", "program"],
-        "Kernel events that a program has handled.",
+        "Kernel events that a program has handled in measured windows.",
         |s, put| {
             each_program(s, |labels, program| put(labels, program.runs as f64));
         },
@@ -109,7 +141,7 @@ pub(super) const FAMILIES: &[Family] = &[
     counter(
         "lens_program_cpu_seconds",
         &["probe", "program"],
-        "CPU time that a kernel program has taken from the tasks it measured.",
+        "CPU time that a kernel program has taken from the tasks it measured, in measured windows.",
         |s, put| {
             each_program(s, |labels, program| {
                 put(labels, program.run_ns as f64 / 1e9);

@@ -197,6 +197,8 @@ mod tests {
             state,
             why: None,
             blind: String::new(),
+            reductions: Vec::new(),
+            map_bytes: 4096,
             programs,
         };
         api.put_probes(vec![

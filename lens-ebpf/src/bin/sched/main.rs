@@ -92,6 +92,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
                 prev,
                 preempt & 1 != 0 || prev_state as u32 == 0,
                 prev_state as u32,
+                runs,
                 now,
             );
         }
@@ -156,7 +157,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
             return;
         }
         let arrivals: u64 = read(task, &TASK_ARRIVALS);
-        if (*rec).known == 0 && arrivals != 1 {
+        if !is_known(rec, runs) && arrivals != 1 {
             // Its waits from before the first look at it are not known.
             return;
         }
@@ -164,7 +165,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         let wait = flat::positive(delay.wrapping_sub((*rec).booked_delay));
         (*rec).booked_delay = delay;
         let whole = wait + (*rec).migrated_ns;
-        came(stats, rec, at.clock, whole);
+        came(stats, rec, runs, at.clock, whole);
         (*stats).unseen += 1;
         (*stats).unseen_ns += wait;
         (*stats).wait_ns += wait;
@@ -190,6 +191,20 @@ unsafe fn record_of(task: *const u8) -> *mut TaskRec {
     }
 }
 
+/// What [`TaskRec::known`] is for a task that has just been seen.
+#[inline(always)]
+unsafe fn known_now(runs: *const Runs) -> u32 {
+    // SAFETY: this CPU's intervals.
+    unsafe { (*runs).generation as u32 + 1 }
+}
+
+/// Whether `rec` tells of its task since the programs were last attached.
+#[inline(always)]
+unsafe fn is_known(rec: *const TaskRec, runs: *const Runs) -> bool {
+    // SAFETY: a record of the program's, and this CPU's intervals.
+    unsafe { (*rec).known == known_now(runs) }
+}
+
 /// `task_newtask(struct task_struct *task, unsigned long clone_flags)`: of every new task, before it
 /// runs, and with no lock held. Attached where the other programs may not make its record.
 #[btf_tracepoint(function = "task_newtask")]
@@ -211,8 +226,11 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is that of the prototype above.
     unsafe {
         let task: *const u8 = ctx.arg(0);
+        let Some(own) = RUN.get_ptr_mut(per_cpu::cpu()) else {
+            return 0;
+        };
         let mut rec = TASK.get(task, false);
-        if rec.is_null() || (*rec).known == 0 {
+        if rec.is_null() || !is_known(rec, own) {
             let arrivals: u64 = read(task, &TASK_ARRIVALS);
             let delay: u64 = read(task, &TASK_RUN_DELAY);
             if arrivals != 0 || delay == 0 {
@@ -224,7 +242,11 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
                 count(loss::TASKS);
                 return 0;
             }
-            (*rec).known = 1;
+            (*rec).booked_delay = 0;
+            (*rec).migrated_ns = 0;
+            (*rec).slept_at = 0;
+            (*rec).queued_at = 0;
+            (*rec).known = known_now(own);
         }
         let delay: u64 = read(task, &TASK_RUN_DELAY);
         let waited = delay.wrapping_sub((*rec).booked_delay);
@@ -294,8 +316,8 @@ fn queued(task: *const u8) -> i32 {
 
 /// `task` leaves the CPU: to go on waiting, or to sleep.
 #[inline(always)]
-unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
-    // SAFETY: `task` is a program's argument.
+unsafe fn leave(task: *const u8, runnable: bool, state: u32, runs: *const Runs, now: Now) {
+    // SAFETY: `task` is a program's argument; `runs` is this CPU's.
     unsafe {
         if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
@@ -322,7 +344,7 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
         if HAS_SCHED_INFO.load() != 0 {
             (*rec).booked_delay = read(task, &TASK_RUN_DELAY);
         }
-        (*rec).known = 1;
+        (*rec).known = known_now(runs);
         (*rec).migrated_ns = 0;
         if runnable {
             (*rec).slept_at = 0;
@@ -358,12 +380,15 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
         let mut whole = wait;
         if !rec.is_null() {
             let mut elsewhere = 0;
-            if HAS_SCHED_INFO.load() != 0 && (*rec).known != 0 {
+            let known = is_known(rec, runs);
+            if HAS_SCHED_INFO.load() != 0 && known {
                 let delay: u64 = read(task, &TASK_RUN_DELAY);
                 elsewhere = flat::positive(delay.wrapping_sub((*rec).booked_delay));
                 (*rec).booked_delay = delay + wait;
             }
-            whole += (*rec).migrated_ns + elsewhere;
+            if known {
+                whole += (*rec).migrated_ns + elsewhere;
+            }
             if elsewhere != 0 {
                 // Queued elsewhere, and moved by a way that does not pass the migration hook.
                 (*stats).wait_ns += elsewhere;
@@ -371,7 +396,7 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
                     book_rarely(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
                 }
             }
-            came(stats, rec, now.clock, whole);
+            came(stats, rec, runs, now.clock, whole);
         }
         if since == 0 {
             return;
@@ -436,15 +461,17 @@ unsafe fn waited(stats: *mut SchedSlot, whole: u64) {
 /// The task of `rec` came onto the CPU at `at` after a wait that was `whole` long: it had been
 /// asleep before that, or lost the CPU.
 #[inline(always)]
-unsafe fn came(stats: *mut SchedSlot, rec: *mut TaskRec, at: u64, whole: u64) {
-    // SAFETY: a record of the program's, and this CPU's counters.
+unsafe fn came(stats: *mut SchedSlot, rec: *mut TaskRec, runs: *const Runs, at: u64, whole: u64) {
+    // SAFETY: a record of the program's, this CPU's counters and intervals.
     unsafe {
-        if (*rec).slept_at != 0 {
-            slept(stats, (*rec).state, at.wrapping_sub((*rec).slept_at), whole);
-            (*rec).slept_at = 0;
-        } else if (*rec).known != 0 && (*rec).queued_at != 0 {
-            (*stats).preempted += 1;
+        if is_known(rec, runs) {
+            if (*rec).slept_at != 0 {
+                slept(stats, (*rec).state, at.wrapping_sub((*rec).slept_at), whole);
+            } else if (*rec).queued_at != 0 {
+                (*stats).preempted += 1;
+            }
         }
+        (*rec).slept_at = 0;
         (*rec).queued_at = 0;
         (*rec).migrated_ns = 0;
     }

@@ -9,7 +9,7 @@ use lens_common::{
     loss,
     sched::{Ring, Run, Runs, SchedSlot, Throttled},
 };
-use lens_ebpf::{flat, loss::count, per_cpu};
+use lens_ebpf::{flat, loss::count, per_cpu, sample};
 
 use crate::{ring::newest_of, state::PAIR, throttling::overlap};
 
@@ -63,7 +63,11 @@ pub(crate) unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run,
         if known && before.end > queued && wait < LONG_WAIT_NS {
             // By chance, not by count: a count keeps step with a round robin.
             (*of.stats).sampled_ns += wait;
-            if bpf_get_prandom_u32() & (SHORT_WAIT_SAMPLE - 1) != 0 {
+            let one_in = match sample::one_in() {
+                0 => u64::from(SHORT_WAIT_SAMPLE),
+                one_in => one_in,
+            };
+            if u64::from(bpf_get_prandom_u32()) & one_in.wrapping_sub(1) != 0 {
                 return;
             }
             exact = 0;
