@@ -26,6 +26,12 @@ pub const LONG_WAIT_NS: u64 = 1_000_000;
 /// power of two.
 pub const SHORT_WAIT_SAMPLE: u32 = 8;
 
+/// Uninterruptible sleeps of at least so long (ns) are looked at one by one, with their stacks: longer
+/// than a disk takes.
+pub const STALL_NS: u64 = 10_000_000;
+/// Cgroups a CPU of which the longest one is kept; a power of two.
+pub const STALLS: u32 = 64;
+
 /// (cgroup, system call) places a CPU; a power of two.
 pub const CALLS: u32 = 4096;
 /// (cgroup, system call) places a CPU for latencies; a power of two.

@@ -186,7 +186,49 @@ pub struct Waiting {
     pub tid: u32,
 }
 
+/// Return addresses that are kept of a kernel stack, the innermost first.
+pub const STALL_FRAMES: usize = 24;
+
+/// The longest uninterruptible sleep of a cgroup's tasks that a CPU saw end; the agent sets it back
+/// when it reads. Words only, so that a program can write them one by one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stall {
+    /// The cgroup's id; 0 is a free place.
+    pub cgroup: u64,
+    /// Always 0: a cgroup has one place.
+    pub key: u64,
+    /// How long.
+    pub ns: u64,
+    /// Thread id in the initial namespace.
+    pub tid: u64,
+    /// Its name.
+    pub comm: [u64; 2],
+    /// Where in the kernel it slept; zeros behind the outermost.
+    pub stack: [u64; STALL_FRAMES],
+}
+
+/// A task that sleeps uninterruptibly, or is stopped, as the iterator writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asleep {
+    /// Its cgroup's id.
+    pub cgroup: u64,
+    /// For how long it has slept.
+    pub ns: u64,
+    /// Its state, as the kernel numbers them.
+    pub state: u32,
+    /// Thread id in the initial namespace.
+    pub tid: u32,
+    /// Its name.
+    pub comm: [u64; 2],
+    /// Where in the kernel it sleeps; zeros behind the outermost.
+    pub stack: [u64; STALL_FRAMES],
+}
+
+crate::place!(Stall: 48 + 8 * STALL_FRAMES, crate::limits::STALLS);
 plain!(
+    Asleep: 40 + 8 * STALL_FRAMES,
     SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,

@@ -55,7 +55,7 @@ fn every_probe_runs_also_when_it_speaks() -> Result<()> {
             probes.refused()
         );
         probes.read();
-        let programs = probes.costs().into_iter().flat_map(|(_, costs)| costs);
+        let programs = probes.costs().into_values().flatten();
         verified.push(programs.filter_map(|p| p.verified).sum::<u32>());
     }
     println!("instructions verified, without a log, with errors, with all: {verified:?}");

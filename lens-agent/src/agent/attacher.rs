@@ -253,7 +253,7 @@ fn live(parent: Pid, mut socket: UnixStream) -> io::Result<()> {
             Ok(reading) => Answer::Seen(Box::new(reading)),
             Err(refused) => Answer::Refused(refused),
         };
-        super::give_memory_back();
+        probes::give_memory_back();
         say(&mut socket, &answer)?;
     }
 }

@@ -147,7 +147,7 @@ impl Prepared {
         let host = HostReader::new(Root::default())?;
         let watched = watched(&host)?;
         let probes = Probes::start(&watched, &config.probes)?;
-        give_memory_back();
+        probes::give_memory_back();
         close(&config.state_dir, &mut quality);
         Ok(Self {
             config,
@@ -171,13 +171,6 @@ fn take_weight() {
     if set != 0 {
         tracing::warn!("cannot raise a stage's weight: readings may come late on a busy host");
     }
-}
-
-/// Reading the kernel's types takes tens of megabytes for a moment; the allocator would keep them.
-fn give_memory_back() {
-    // SAFETY: takes a number, and touches only what nobody uses.
-    #[expect(unsafe_code, reason = "no safe wrapper for malloc_trim")]
-    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 /// What works from the start, and what does not.

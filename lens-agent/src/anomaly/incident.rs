@@ -324,7 +324,7 @@ impl Tracked {
         };
         let of_scopes = tick.scopes.values().flatten();
         let mut scaled = of_scopes.filter(|s| s.quality.is_scaled());
-        scaled.any(|snapshot| has(snapshot))
+        scaled.any(has)
     }
 
     fn add(&mut self, anomaly: &Anomaly, links: &Links, now: Moment) {

@@ -30,9 +30,9 @@ pub enum Reduction {
 
 impl Reduction {
     /// One in so many, if it says that.
-    pub(super) fn one_in(&self) -> Option<u32> {
+    pub(super) fn one_in(self) -> Option<u32> {
         match self {
-            Self::Coarse(n) | Self::Sampled(n) => Some(*n),
+            Self::Coarse(n) | Self::Sampled(n) => Some(n),
             Self::Untimed | Self::Detached => None,
         }
     }

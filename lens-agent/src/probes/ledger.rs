@@ -7,10 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::object::{Object, ProgramCost};
+use crate::base::clock::{Clock as _, Moment, SystemClock};
 
 /// What each probe's programs have cost, by the probe's name.
 pub type Costs = BTreeMap<&'static str, Vec<ProgramCost>>;
@@ -47,7 +48,7 @@ impl Measured {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// The kernel counts while this is open.
-    window: Option<(OwnedFd, Instant, Costs)>,
+    window: Option<(OwnedFd, Moment, Costs)>,
     measured: Option<Measured>,
     /// Memory of the maps of each probe.
     map_bytes: BTreeMap<&'static str, u64>,
@@ -73,14 +74,14 @@ impl Ledger {
     /// Opens a window, unless the kernel refuses to count; `costs` is what it has counted so far.
     pub(super) fn open(&mut self, costs: Costs) {
         if let Ok(statistics) = aya::sys::enable_stats(aya::sys::Stats::RunTime) {
-            self.window = Some((statistics, Instant::now(), costs));
+            self.window = Some((statistics, SystemClock.now(), costs));
         }
     }
 
     /// Closes it.
     pub(super) fn close(&mut self, costs: Costs) {
         self.measured = self.window.take().map(|(_, opened, before)| Measured {
-            elapsed: opened.elapsed(),
+            elapsed: SystemClock.now().since(&opened),
             before,
             after: costs,
         });

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Fill, KernelReading, ObjectError, Probe, ProbeError, Reduction, Setup,
     keyed::Strangers,
-    mapped::Mapped,
+    mapped::{Mapped, plain},
     object::{Losses, Object, Plan, bytes},
     slots::Slots,
     targets::{Targets, cgroup_constants},
@@ -253,20 +253,15 @@ impl Probe for Lifecycle {
 }
 
 fn parse(record: &[u8]) -> Option<AbnormalExit> {
-    use std::mem::offset_of;
-    let bytes = |at: usize, len: usize| record.get(at..at + len);
-    let half = |at: usize| Some(u32::from_ne_bytes(bytes(at, 4)?.try_into().ok()?));
-    let word = |at: usize| Some(u64::from_ne_bytes(bytes(at, 8)?.try_into().ok()?));
-    let comm = |at: usize| Some(text::clean_bytes(bytes(at, lens_common::lifecycle::COMM)?));
-    let code = half(offset_of!(ExitEvent, code))?;
+    let event: ExitEvent = plain(record)?;
     Some(AbnormalExit {
-        cgroup: word(offset_of!(ExitEvent, cgroup))?,
-        tgid: half(offset_of!(ExitEvent, tgid))?,
-        parent: half(offset_of!(ExitEvent, parent))?,
-        comm: comm(offset_of!(ExitEvent, comm))?,
-        parent_comm: comm(offset_of!(ExitEvent, parent_comm))?,
-        status: code >> 8 & 0xff,
-        signal: code & 0x7f,
-        lifetime_ns: word(offset_of!(ExitEvent, lifetime_ns))?,
+        cgroup: event.cgroup,
+        tgid: event.tgid,
+        parent: event.parent,
+        comm: text::clean_bytes(&event.comm),
+        parent_comm: text::clean_bytes(&event.parent_comm),
+        status: event.code >> 8 & 0xff,
+        signal: event.code & 0x7f,
+        lifetime_ns: event.lifetime_ns,
     })
 }

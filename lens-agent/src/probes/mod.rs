@@ -22,6 +22,7 @@ pub mod prologue;
 mod sample;
 pub mod sched;
 mod slots;
+mod symbols;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
@@ -47,7 +48,7 @@ pub use self::{
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{Object, ObjectError, ProgramCost},
-    sched::{Held, SchedCounters, SchedReading},
+    sched::{Held, SchedCounters, SchedReading, Stall},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
@@ -466,6 +467,14 @@ impl Probes {
         costs.insert(TARGETS, self.targets.object().costs());
         costs
     }
+}
+
+/// Has the allocator give back what is free: reading the kernel's types or symbols takes tens of
+/// megabytes for a moment.
+pub(crate) fn give_memory_back() {
+    // SAFETY: takes a number, and touches only what nobody uses.
+    #[expect(unsafe_code, reason = "no safe wrapper for malloc_trim")]
+    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 /// The table of targets, which is no probe, and costs something too.

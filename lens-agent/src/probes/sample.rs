@@ -34,7 +34,7 @@ impl Sample {
 
     /// Has one event in as many counted as the last of the first `to` of `reductions` says.
     pub(super) fn set(&mut self, reductions: &[Reduction], to: usize) {
-        let one_in = reductions.iter().take(to).rev().find_map(Reduction::one_in);
+        let one_in = reductions.iter().take(to).rev().find_map(|r| r.one_in());
         self.one_in = one_in.map_or(0, u64::from);
         for cpu in 0..self.places.cpus() {
             if let Some(place) = self.places.at(cpu, 0) {

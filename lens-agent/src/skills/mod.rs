@@ -4,6 +4,7 @@
 //! and reads no clock; what cannot be seen is left out, never 0.
 
 mod agent;
+mod events;
 mod host;
 mod memory;
 mod pressure;
@@ -52,6 +53,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &syscalls::Syscalls,
     &memory::Memory,
     &tracer::Tracer,
+    &events::Events,
     &agent::Agent,
 ];
 

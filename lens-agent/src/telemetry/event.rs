@@ -195,7 +195,7 @@ impl Event {
             Self::ProbeAttached { probe } => info!(probe, "probe attached"),
             Self::ProbeFailed { probe, why } => warn!(probe, why, "probe failed"),
             Self::ProbeReduced { probe, to } => {
-                warn!(probe, to, "over the CPU budget: probe reduced")
+                warn!(probe, to, "over the CPU budget: probe reduced");
             }
             Self::ProbeRelieved { probe, to } => info!(probe, to, "probe got something back"),
             Self::EventsLost { map, n } => warn!(map, n, "kernel events lost"),

@@ -4,6 +4,7 @@
 mod fallback;
 mod pairs;
 mod quota;
+mod stalls;
 mod totals;
 mod under_way;
 

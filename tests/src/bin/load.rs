@@ -30,6 +30,9 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
+/// System calls between two looks at the clock.
+const CALLS: u64 = 1000;
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[derive(Clone, Debug)]
@@ -38,6 +41,7 @@ enum Mode {
     Sleeper { burn: Duration, sleep: Duration },
     PingPong,
     Yield,
+    Call,
 }
 
 #[derive(Clone, Debug)]
@@ -74,6 +78,7 @@ impl Work {
                 },
                 "pingpong" => Mode::PingPong,
                 "yield" => Mode::Yield,
+                "call" => Mode::Call,
                 other => return Err(format!("no mode `{other}`").into()),
             },
             length: Duration::from_millis(take("for").ok_or("--for?")?.parse()?),
@@ -144,6 +149,18 @@ impl Work {
                 while monotonic() < end {
                     sched_yield();
                     rounds += 1;
+                }
+            }
+            (Mode::Call, _) => {
+                while monotonic() < end {
+                    for _ in 0..CALLS {
+                        // SAFETY: takes nothing, and cannot fail.
+                        #[expect(unsafe_code, reason = "the library would answer by itself")]
+                        unsafe {
+                            libc::syscall(libc::SYS_getppid)
+                        };
+                    }
+                    rounds += CALLS;
                 }
             }
             _ => {

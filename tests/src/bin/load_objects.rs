@@ -31,6 +31,7 @@ fn main() -> Result<()> {
             "touch" => touch(n(1)?, n(2)?)?,
             "file" => file(words.get(1).context("no file")?)?,
             "pin" => pin(n(1)?)?,
+            "vfork" => vfork(n(1)?)?,
             other => bail!("no such work: {other}"),
         };
         writeln!(out.lock(), "{said}")?;
@@ -216,6 +217,35 @@ fn file(path: &str) -> Result<Value> {
     }
     // SAFETY: the mapping made above.
     unsafe { libc::munmap(at.cast(), pages * 4096) };
+    Ok(json!({}))
+}
+
+/// Makes a child in the way of vfork(2), which lives for so many milliseconds: until then it sleeps, and
+/// cannot be interrupted.
+fn vfork(millis: u64) -> Result<Value> {
+    let length = libc::timespec {
+        tv_sec: i64::try_from(millis / 1000)?,
+        tv_nsec: i64::try_from(millis % 1000)? * 1_000_000,
+    };
+    // SAFETY: the child has a copy of the memory, and makes two system calls.
+    let child = unsafe {
+        let child = libc::syscall(
+            libc::SYS_clone,
+            libc::CLONE_VFORK | libc::SIGCHLD,
+            0,
+            0,
+            0,
+            0,
+        );
+        if child == 0 {
+            libc::nanosleep(&raw const length, std::ptr::null_mut());
+            libc::_exit(0);
+        }
+        child
+    };
+    ensure!(child > 0, "clone: {}", std::io::Error::last_os_error());
+    // SAFETY: an own child, whose status nobody wants.
+    unsafe { libc::waitpid(i32::try_from(child)?, std::ptr::null_mut(), 0) };
     Ok(json!({}))
 }
 

@@ -18,6 +18,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 mod ring;
+mod stalls;
 mod state;
 mod throttling;
 mod waiting;
@@ -27,7 +28,7 @@ use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfT
 use lens_common::{
     hist::{BUCKETS, bucket},
     holder::{BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED},
-    limits::SLOTS,
+    limits::{SLOTS, STALL_NS},
     loss,
     sched::{INTERRUPTIBLE, OTHER_STATE, Run, Runs, SchedSlot, TaskRec, UNINTERRUPTIBLE},
     target::OTHER_SLOT,
@@ -42,6 +43,7 @@ use lens_ebpf::{
 
 use crate::{
     ring::{newest_of, ran},
+    stalls::stalled,
     state::{
         CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, HAS_THROTTLED_AT,
         MAY_ALLOCATE, Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS,
@@ -55,8 +57,8 @@ use crate::{
 const KERNEL_THREAD: u32 = 0x0020_0000;
 /// `TASK_INTERRUPTIBLE`, `TASK_UNINTERRUPTIBLE`, `TASK_NOLOAD`
 const STATE_S: u32 = 1;
-const STATE_D: u32 = 2;
-const STATE_NOLOAD: u32 = 0x400;
+pub(crate) const STATE_D: u32 = 2;
+pub(crate) const STATE_NOLOAD: u32 = 0x400;
 
 /// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next,
 /// unsigned int prev_state)`, since 5.18.
@@ -200,7 +202,7 @@ unsafe fn known_now(runs: *const Runs) -> u32 {
 
 /// Whether `rec` tells of its task since the programs were last attached.
 #[inline(always)]
-unsafe fn is_known(rec: *const TaskRec, runs: *const Runs) -> bool {
+pub(crate) unsafe fn is_known(rec: *const TaskRec, runs: *const Runs) -> bool {
     // SAFETY: a record of the program's, and this CPU's intervals.
     unsafe { (*rec).known == known_now(runs) }
 }
@@ -396,7 +398,10 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
                     book_rarely(cgroup, stats, BY_UNATTRIBUTED, elsewhere, 0);
                 }
             }
-            came(stats, rec, runs, now.clock, whole);
+            let stall = came(stats, rec, runs, now.clock, whole);
+            if stall >= STALL_NS {
+                stalled(task, cgroup, stall);
+            }
         }
         if since == 0 {
             return;
@@ -459,14 +464,22 @@ unsafe fn waited(stats: *mut SchedSlot, whole: u64) {
 }
 
 /// The task of `rec` came onto the CPU at `at` after a wait that was `whole` long: it had been
-/// asleep before that, or lost the CPU.
+/// asleep before that, or lost the CPU. How long it had slept uninterruptibly.
 #[inline(always)]
-unsafe fn came(stats: *mut SchedSlot, rec: *mut TaskRec, runs: *const Runs, at: u64, whole: u64) {
+unsafe fn came(
+    stats: *mut SchedSlot,
+    rec: *mut TaskRec,
+    runs: *const Runs,
+    at: u64,
+    whole: u64,
+) -> u64 {
+    let mut uninterruptible = 0;
     // SAFETY: a record of the program's, this CPU's counters and intervals.
     unsafe {
         if is_known(rec, runs) {
             if (*rec).slept_at != 0 {
-                slept(stats, (*rec).state, at.wrapping_sub((*rec).slept_at), whole);
+                let away = at.wrapping_sub((*rec).slept_at);
+                uninterruptible = slept(stats, (*rec).state, away, whole);
             } else if (*rec).queued_at != 0 {
                 (*stats).preempted += 1;
             }
@@ -475,10 +488,12 @@ unsafe fn came(stats: *mut SchedSlot, rec: *mut TaskRec, runs: *const Runs, at: 
         (*rec).queued_at = 0;
         (*rec).migrated_ns = 0;
     }
+    uninterruptible
 }
 
+/// A sleep ended; how long it was, if it was uninterruptible.
 #[inline(always)]
-unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) {
+unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) -> u64 {
     let asleep = away.wrapping_sub(waited);
     let kind = if state & STATE_D != 0 && state & STATE_NOLOAD == 0 {
         UNINTERRUPTIBLE
@@ -492,6 +507,10 @@ unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) {
         *(*stats).sleeps.as_mut_ptr().add(kind) += 1;
         if (asleep as i64) > 0 {
             *(*stats).sleep_ns.as_mut_ptr().add(kind) += asleep;
+            if kind == UNINTERRUPTIBLE {
+                return asleep;
+            }
         }
     }
+    0
 }
