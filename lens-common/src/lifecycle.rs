@@ -36,6 +36,10 @@ pub struct LifecycleSlot {
     pub failed: u64,
     /// Processes that a signal ended, by signal.
     pub killed: [u64; KILLERS],
+    /// Signals that its tasks sent.
+    pub signals_sent: u64,
+    /// Signals that were sent to its tasks, by anybody.
+    pub signals: u64,
 }
 
 /// How much one process has forked; kept on each CPU for those that did so last.
@@ -80,6 +84,6 @@ pub struct ExitEvent {
     pub parent_comm: [u8; COMM],
 }
 
-counters!(LifecycleSlot: 48 + 8 * KILLERS);
+counters!(LifecycleSlot: 64 + 8 * KILLERS);
 plain!(Forker: 40 + COMM, ExitEvent: 32 + 2 * COMM);
 of_cgroup!(Forker);

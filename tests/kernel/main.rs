@@ -5,6 +5,8 @@ mod governed;
 #[cfg(test)]
 mod governor;
 #[cfg(test)]
+mod interrupts;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod memory;

@@ -49,6 +49,10 @@ pub struct LifecycleCounters {
     /// Processes that a signal ended: by SIGSEGV, by SIGABRT, by SIGBUS, SIGILL or SIGFPE, by
     /// SIGKILL, by another.
     pub killed: [u64; KILLERS],
+    /// Signals that its tasks sent, to anybody.
+    pub signals_sent: u64,
+    /// Signals that were sent to its tasks, also by the kernel.
+    pub signals: u64,
     /// Who forks, by process id.
     pub forkers: BTreeMap<u32, ForkerCounters>,
 }
@@ -111,6 +115,8 @@ impl From<LifecycleSlot> for LifecycleCounters {
             thread_exits: sum.thread_exits,
             failed: sum.failed,
             killed: sum.killed,
+            signals_sent: sum.signals_sent,
+            signals: sum.signals,
             forkers: BTreeMap::new(),
         }
     }
@@ -149,6 +155,7 @@ impl Lifecycle {
         ] {
             plan.offset(name, "signal_struct", field)?;
         }
+        plan.offset("SIGINFO_CODE", "kernel_siginfo", "si_code")?;
         plan.constant("HAS_GROUP_DEAD", u32::from(has_group_dead));
         plan.per_cpu("FORKER", FORKERS);
         Slots::<LifecycleSlot>::plan(&mut plan);
@@ -161,6 +168,7 @@ impl Lifecycle {
         object.attach("sched_process_fork", types)?;
         object.attach("sched_process_exec", types)?;
         object.attach("sched_process_exit", types)?;
+        object.attach("signal_generate", types)?;
         Ok(Self {
             losses: Losses::of(&object)?,
             slots: Slots::of(&object)?,

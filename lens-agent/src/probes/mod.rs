@@ -8,6 +8,7 @@ pub mod function;
 mod glob;
 pub mod governor;
 mod holder;
+pub mod interrupts;
 mod kernel_types;
 mod keyed;
 pub mod ledger;
@@ -42,13 +43,14 @@ pub use self::{
     glob::{GlobError, Globs},
     governor::{Reduction, Step},
     holder::Holder,
+    interrupts::{CpuInterrupts, InterruptCounters, InterruptsReading, SOFTIRQ_NAMES},
     kernel_types::{KernelTypes, KernelTypesError},
     ledger::Measured,
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{Object, ObjectError, ProgramCost},
-    sched::{Held, SchedCounters, SchedReading, Stall},
+    sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
@@ -97,6 +99,12 @@ pub const REGISTRY: &[Definition] = &[
         title: "processes and threads begun and ended by cgroup, crashes, and who forks",
         blind: "process churn, crash loops, thread leaks",
         start: lifecycle::start,
+    },
+    Definition {
+        name: "interrupts",
+        title: "time in interrupts and softirqs, whom they interrupt, and timers started",
+        blind: "CPU time that goes to interrupts, storms of timers",
+        start: interrupts::start,
     },
 ];
 
@@ -161,6 +169,8 @@ pub struct KernelReading {
     pub memory: Option<MemoryReading>,
     /// Tasks begun and ended.
     pub lifecycle: Option<LifecycleReading>,
+    /// Interrupts, softirqs, timers.
+    pub interrupts: Option<InterruptsReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

@@ -4,6 +4,7 @@
 //! and reads no clock; what cannot be seen is left out, never 0.
 
 mod agent;
+mod cpu;
 mod events;
 mod host;
 mod memory;
@@ -54,6 +55,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &memory::Memory,
     &tracer::Tracer,
     &events::Events,
+    &cpu::Cpu,
     &agent::Agent,
 ];
 

@@ -12,7 +12,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel},
     macros::{btf_tracepoint, map},
     maps::{Array, LruHashMap, RingBuf},
     programs::BtfTracePointContext,
@@ -26,6 +26,7 @@ use lens_common::{
     loss,
 };
 use lens_ebpf::{
+    atomic,
     field::read,
     loss::count,
     offsets, per_cpu,
@@ -69,11 +70,18 @@ offsets! {
     SIGNAL_FLAGS,
     /// `signal_struct.group_exit_code`
     SIGNAL_EXIT_CODE,
+    /// `kernel_siginfo.si_code`
+    SIGINFO_CODE,
 }
 
 /// 1 where `sched_process_exit` says whether the whole process ends (since 6.16).
 #[unsafe(no_mangle)]
 static HAS_GROUP_DEAD: Global<u32> = Global::new(0);
+
+/// In place of an address: a signal of a task's, one of the kernel's.
+const SEND_SIG_NOINFO: u64 = 0;
+const SEND_SIG_PRIV: u64 = 1;
+const SI_TIMER: i32 = -2;
 
 /// `SIGNAL_GROUP_EXIT`
 const GROUP_EXIT: u32 = 4;
@@ -214,6 +222,37 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
             }
         }
         tell(task, cgroup, code);
+    }
+    0
+}
+
+/// `signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group,
+/// int result)`. Those that the kernel sends (a fault, a timer, a terminal) are nobody's, whoever
+/// happens to run.
+#[btf_tracepoint(function = "signal_generate")]
+fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments are those of the prototype above; the counters are only added to
+    // atomically, because an interrupt sends signals too.
+    unsafe {
+        let info: *const u8 = ctx.arg(1);
+        if let Some(slot) = slot_on_this_cpu(cgroup_of(ctx.arg(2))) {
+            atomic::add(&raw mut (*slot).signals, 1);
+        }
+        let is_by_task = match ctx.arg::<u64>(1) {
+            SEND_SIG_NOINFO => true,
+            SEND_SIG_PRIV => false,
+            // SI_USER, and what a program may write itself.
+            _ => {
+                read::<i32>(info, &SIGINFO_CODE) <= 0
+                    && read::<i32>(info, &SIGINFO_CODE) != SI_TIMER
+            }
+        };
+        if is_by_task {
+            let sender = bpf_get_current_task_btf().cast::<u8>().cast_const();
+            if let Some(slot) = slot_on_this_cpu(cgroup_of(sender)) {
+                atomic::add(&raw mut (*slot).signals_sent, 1);
+            }
+        }
     }
     0
 }

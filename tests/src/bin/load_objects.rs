@@ -32,6 +32,8 @@ fn main() -> Result<()> {
             "file" => file(words.get(1).context("no file")?)?,
             "pin" => pin(n(1)?)?,
             "vfork" => vfork(n(1)?)?,
+            "timers" => timers(n(1)?)?,
+            "signals" => signals(n(1)?, n(2)?)?,
             other => bail!("no such work: {other}"),
         };
         writeln!(out.lock(), "{said}")?;
@@ -246,6 +248,43 @@ fn vfork(millis: u64) -> Result<Value> {
     ensure!(child > 0, "clone: {}", std::io::Error::last_os_error());
     // SAFETY: an own child, whose status nobody wants.
     unsafe { libc::waitpid(i32::try_from(child)?, std::ptr::null_mut(), 0) };
+    Ok(json!({}))
+}
+
+/// Sets a timer so many times, far into the future.
+fn timers(times: u64) -> Result<Value> {
+    let mut far = libc::itimerspec {
+        it_interval: libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
+        it_value: libc::timespec {
+            tv_sec: 3600,
+            tv_nsec: 0,
+        },
+    };
+    // SAFETY: a new descriptor, and values that outlive the calls.
+    unsafe {
+        let timer = libc::timerfd_create(libc::CLOCK_MONOTONIC, 0);
+        ensure!(timer >= 0, "timerfd: {}", std::io::Error::last_os_error());
+        for _ in 0..times {
+            far.it_value.tv_sec += 1;
+            let set = libc::timerfd_settime(timer, 0, &raw const far, std::ptr::null_mut());
+            ensure!(set == 0, "timerfd: {}", std::io::Error::last_os_error());
+        }
+        libc::close(timer);
+    }
+    Ok(json!({}))
+}
+
+/// Sends the process `pid` so many signals that it ignores.
+fn signals(pid: u64, times: u64) -> Result<Value> {
+    let pid = i32::try_from(pid)?;
+    for _ in 0..times {
+        // SAFETY: numbers only.
+        let sent = unsafe { libc::kill(pid, libc::SIGURG) };
+        ensure!(sent == 0, "kill: {}", std::io::Error::last_os_error());
+    }
     Ok(json!({}))
 }
 

@@ -121,6 +121,18 @@ impl SchedCounters {
 pub struct SchedReading {
     /// One entry a target that has counted anything; id 0 stands for all targets beyond the limit.
     pub cgroups: BTreeMap<u64, SchedCounters>,
+    /// The run queue of each CPU, as far as watched tasks are in it.
+    pub queues: Vec<RunQueue>,
+}
+
+/// Waits on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunQueue {
+    /// Time that tasks waited in it, ended waits and those under way: over an interval's length it is
+    /// the mean number of tasks that waited.
+    pub wait_ns: u64,
+    /// Tasks that wait at the moment of reading.
+    pub waiting: u64,
 }
 
 /// The probe.
@@ -346,6 +358,36 @@ impl Sched {
         Ok(done)
     }
 
+    /// The run queues as they are now, waits under way included.
+    fn queues(&self, slots: &BTreeMap<u64, u32>) -> Result<Vec<RunQueue>, ProbeError> {
+        let mut queues = vec![RunQueue::default(); self.slots.cpus()];
+        for (cpu, queue) in queues.iter_mut().enumerate() {
+            let all = slots.values().chain([&0]);
+            let counters = all.filter_map(|slot| self.slots.get(cpu, *slot as usize));
+            queue.wait_ns = counters.map(|at| at.wait_ns).sum();
+        }
+        for waiting in self.waits_under_way()? {
+            if let Some(queue) = queues.get_mut(waiting.cpu as usize) {
+                queue.waiting += 1;
+                queue.wait_ns += waiting.now.saturating_sub(waiting.queued_at);
+            }
+        }
+        Ok(queues)
+    }
+
+    /// The waits that have not ended; none where this kernel does not tell.
+    fn waits_under_way(&self) -> Result<Vec<Waiting>, ProbeError> {
+        let Some(path) = &self.waiting else {
+            return Ok(Vec::new());
+        };
+        let records = fs::read(path).map_err(|why| ProbeError::Read {
+            probe: "sched",
+            why: format!("waiting: {why}"),
+        })?;
+        let records = records.chunks_exact(size_of::<Waiting>());
+        Ok(records.filter_map(plain).collect())
+    }
+
     /// How full the table was.
     fn add_pairs(&self, into: &mut BTreeMap<u64, SchedCounters>, targets: &Targets) -> Fill {
         let mut fill = Fill {
@@ -405,18 +447,8 @@ impl Sched {
 
     /// Adds the waits that have not ended.
     fn add_waiting(&self, into: &mut BTreeMap<u64, SchedCounters>) -> Result<(), ProbeError> {
-        let Some(path) = &self.waiting else {
-            return Ok(());
-        };
-        let records = fs::read(path).map_err(|why| ProbeError::Read {
-            probe: "sched",
-            why: format!("waiting: {why}"),
-        })?;
         let mut runs: HashMap<u32, Option<Runs>> = HashMap::new();
-        for record in records.chunks_exact(size_of::<Waiting>()) {
-            let Some(waiting) = plain::<Waiting>(record) else {
-                continue;
-            };
+        for waiting in self.waits_under_way()? {
             let Some(counters) = into.get_mut(&waiting.cgroup) else {
                 continue;
             };
@@ -491,7 +523,8 @@ impl Probe for Sched {
         for holder in cgroups.values().flat_map(|c| c.held.keys()) {
             into.mention(targets, *holder);
         }
-        into.sched = Some(SchedReading { cgroups });
+        let queues = self.queues(&slots)?;
+        into.sched = Some(SchedReading { cgroups, queues });
         Ok(())
     }
 
