@@ -137,6 +137,7 @@ mod tests {
         };
         now.kernel.sched = Some(SchedReading {
             cgroups: [(7, of(2, Some(300))), (8, of(1, None))].into(),
+            ..SchedReading::default()
         });
         let looks = look_everywhere(1, &now, &before, &[&Events]);
         let value = |scope: &Scope, metric| {

@@ -261,6 +261,7 @@ mod tests {
         let shop = counters(1150, &held, 400);
         now.kernel.sched = Some(SchedReading {
             cgroups: [(7, shop)].into(),
+            ..SchedReading::default()
         });
         let snapshots = look_everywhere(1, &now, &before, &[&Scheduler]);
         let shop = snapshots
