@@ -19,6 +19,7 @@ const OBJECTS: &[&str] = &[
     "faultstacks",
     "lifecycle",
     "interrupts",
+    "block",
     "function",
 ];
 

@@ -5,6 +5,7 @@
 //! its memory: reading costs no system call, and no CPU ever writes another's block.
 #![no_std]
 
+pub mod block;
 pub mod function;
 pub mod hist;
 pub mod holder;

@@ -58,3 +58,16 @@ pub const FORKER_PROBES: u32 = 8;
 pub const ENDED: u32 = 1024;
 /// Bytes for records of abnormal exits that nobody has read yet.
 pub const EXIT_BYTES: u32 = 64 * 1024;
+
+/// (cgroup, device) places a CPU; a power of two.
+pub const BLOCK_PLACES: u32 = 256;
+/// (victim, whose request was served) places a CPU; a power of two.
+pub const BLOCK_PAIRS: u32 = 1024;
+/// (cgroup, device) places a CPU for pages that were dirtied; a power of two.
+pub const DIRTIED_PLACES: u32 = 256;
+/// Block devices.
+pub const DEVICES: u32 = 64;
+/// Requests to them that have not ended.
+pub const FLIGHTS: u32 = 4096;
+/// Requests remembered of each device that it has served; a power of two.
+pub const SERVED: usize = 256;

@@ -1,6 +1,8 @@
 //! What the agent measures in this kernel: real load, real counters. Needs root.
 
 #[cfg(test)]
+mod block;
+#[cfg(test)]
 mod governed;
 #[cfg(test)]
 mod governor;

@@ -125,13 +125,24 @@ impl Work {
 
     /// Has `work` done; what it says of it. It is at rest then: waits for more.
     pub(crate) fn run(&mut self, work: &str) -> Result<Value> {
+        self.begin(work)?;
+        self.finish().with_context(|| work.to_owned())
+    }
+
+    /// Has it begin with `work`.
+    pub(crate) fn begin(&mut self, work: &str) -> Result<()> {
         let input = self.input.as_mut().context("ended")?;
         writeln!(input, "{work}")?;
+        Ok(())
+    }
+
+    /// Waits until it is done with what it began; what it says of it.
+    pub(crate) fn finish(&mut self) -> Result<Value> {
         let line = self.line()?;
         until("at rest", Duration::from_secs(20), || {
             self.stat(3).is_ok_and(|state| state == "S")
         })?;
-        serde_json::from_str(&line).with_context(|| format!("{work}: {line:?}"))
+        serde_json::from_str(&line).with_context(|| format!("{line:?}"))
     }
 
     /// Lets it end.

@@ -3,6 +3,7 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+pub mod block;
 pub mod fault_stacks;
 pub mod function;
 mod glob;
@@ -38,6 +39,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    block::{BlockCounters, BlockReading, DeviceCounters, DeviceIo, DeviceNumber},
     fault_stacks::FaultStack,
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     glob::{GlobError, Globs},
@@ -106,6 +108,12 @@ pub const REGISTRY: &[Definition] = &[
         blind: "CPU time that goes to interrupts, storms of timers",
         start: interrupts::start,
     },
+    Definition {
+        name: "block",
+        title: "requests to block devices by cgroup, and whose were served meanwhile",
+        blind: "who waits for a disk and because of whom",
+        start: block::start,
+    },
 ];
 
 /// Why a probe does not run.
@@ -171,6 +179,8 @@ pub struct KernelReading {
     pub lifecycle: Option<LifecycleReading>,
     /// Interrupts, softirqs, timers.
     pub interrupts: Option<InterruptsReading>,
+    /// Requests to block devices.
+    pub block: Option<BlockReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

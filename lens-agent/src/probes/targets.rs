@@ -43,6 +43,15 @@ pub struct Watched {
     pub id: u32,
 }
 
+impl Watched {
+    /// Whether the controller is on v2, and v2 is what is watched.
+    pub(super) fn has_controller(&self, controller: &str) -> bool {
+        let all = fs::read_to_string(self.root.join("cgroup.controllers"));
+        let has = |all: String| all.split_ascii_whitespace().any(|c| c == controller);
+        self.v1.is_none() && all.is_ok_and(has)
+    }
+}
+
 /// A watched cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetState {

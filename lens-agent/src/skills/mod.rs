@@ -5,6 +5,7 @@
 
 mod agent;
 mod cpu;
+mod disk;
 mod events;
 mod host;
 mod memory;
@@ -56,6 +57,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &tracer::Tracer,
     &events::Events,
     &cpu::Cpu,
+    &disk::Disk,
     &agent::Agent,
 ];
 

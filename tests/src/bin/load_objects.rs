@@ -6,7 +6,10 @@
 use std::{
     fs,
     io::{BufRead as _, Write as _},
-    os::fd::AsRawFd as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     process::Command,
 };
 
@@ -31,6 +34,7 @@ fn main() -> Result<()> {
             "touch" => touch(n(1)?, n(2)?)?,
             "file" => file(words.get(1).context("no file")?)?,
             "pin" => pin(n(1)?)?,
+            "direct" => direct(words.get(1).context("no file")?, n(2)?, n(3)?)?,
             "vfork" => vfork(n(1)?)?,
             "timers" => timers(n(1)?)?,
             "signals" => signals(n(1)?, n(2)?)?,
@@ -219,6 +223,27 @@ fn file(path: &str) -> Result<Value> {
     }
     // SAFETY: the mapping made above.
     unsafe { libc::munmap(at.cast(), pages * 4096) };
+    Ok(json!({}))
+}
+
+/// Reads so many blocks of 64 KiB of a device one by one, past the page cache, and writes as many back.
+fn direct(path: &str, reads: u64, writes: u64) -> Result<Value> {
+    const BLOCK: usize = 64 * 1024;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    // Aligned as such a transfer has to be.
+    let buffer = map(BLOCK / 4096, -1)?;
+    // SAFETY: the mapping just made, which nobody else uses.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(buffer, BLOCK) };
+    for i in 0..reads {
+        file.read_exact_at(buffer, i * BLOCK as u64)?;
+    }
+    for i in 0..writes {
+        file.write_all_at(buffer, i * BLOCK as u64)?;
+    }
     Ok(json!({}))
 }
 
