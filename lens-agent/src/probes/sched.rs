@@ -19,7 +19,7 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, KernelReading, Probe, ProbeError, Setup,
+    Fill, KernelReading, KernelTypes, Probe, ProbeError, Setup,
     mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, ProgramCost, bytes},
@@ -186,12 +186,7 @@ fn abilities(plan: &mut Plan<'_>, setup: &Setup<'_>) -> Abilities {
         ("RQ_CLOCK", "rq", "clock"),
         ("RQ_CLOCK_TASK", "rq", "clock_task"),
     ];
-    let mut has_sched_info = !setup.config.force_fallback;
-    for (name, structure, field) in optional {
-        let offset = types.offset(structure, field);
-        has_sched_info &= offset.is_some();
-        plan.constant(name, offset.unwrap_or_default());
-    }
+    let has_sched_info = set(plan, types, &optional) && !setup.config.force_fallback;
     plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
     // Since 6.4: memory of its own, for where the page allocator must not be asked.
     let set_aside = types.offset("bpf_local_storage_map", "selem_ma");
@@ -204,17 +199,45 @@ fn abilities(plan: &mut Plan<'_>, setup: &Setup<'_>) -> Abilities {
     let splits_quota = has_sched_info && throttled.is_some();
     plan.constant("CFS_RQ_THROTTLED_NS", throttled.unwrap_or_default());
     plan.constant("HAS_THROTTLED", u32::from(splits_quota));
-    let throttled_at = types.offset("cfs_rq", "throttled_clock_self");
-    plan.constant("CFS_RQ_THROTTLED_AT", throttled_at.unwrap_or_default());
-    plan.constant(
-        "HAS_THROTTLED_AT",
-        u32::from(splits_quota && throttled_at.is_some()),
-    );
+    let since_when = [
+        (
+            "HAS_THROTTLED_AT",
+            &[("CFS_RQ_THROTTLED_AT", "cfs_rq", "throttled_clock_self")][..],
+        ),
+        (
+            "HAS_THROTTLED_PELT",
+            &[
+                ("CFS_RQ_THROTTLE_COUNT", "cfs_rq", "throttle_count"),
+                ("CFS_RQ_THROTTLED_PELT", "cfs_rq", "throttled_clock_pelt"),
+                ("RQ_CLOCK_PELT", "rq", "clock_pelt"),
+                ("RQ_LOST_IDLE", "rq", "lost_idle_time"),
+            ],
+        ),
+    ];
+    for (flag, members) in since_when {
+        let all = set(plan, types, members);
+        plan.constant(flag, u32::from(splits_quota && all));
+    }
     Abilities {
         has_sched_info,
         may_allocate,
         splits_quota,
     }
+}
+
+/// Tells the programs where the members are that this kernel has; whether that is all.
+fn set(
+    plan: &mut Plan<'_>,
+    types: &KernelTypes,
+    members: &[(&'static str, &'static str, &'static str)],
+) -> bool {
+    let mut all = true;
+    for (name, structure, field) in members {
+        let offset = types.offset(structure, field);
+        all &= offset.is_some();
+        plan.constant(name, offset.unwrap_or_default());
+    }
+    all
 }
 
 impl Sched {

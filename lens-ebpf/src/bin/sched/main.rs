@@ -45,11 +45,11 @@ use lens_ebpf::{
 use crate::{
     ring::{newest_of, ran},
     state::{
-        CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, HAS_THROTTLED_AT,
-        MAY_ALLOCATE, Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS,
-        TASK_LAST_ARRIVAL, TASK_LAST_QUEUED, TASK_PID, TASK_RUN_DELAY, now_at,
+        CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, MAY_ALLOCATE, Now, RUN, SLOT, TASK,
+        TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS, TASK_LAST_ARRIVAL, TASK_LAST_QUEUED,
+        TASK_PID, TASK_RUN_DELAY, now_at,
     },
-    throttling::{holes_of, note_growth, throttled},
+    throttling::{holes_of, note_growth, throttled, throttled_since},
     walk::{Victim, book_rarely, walk},
 };
 
@@ -120,8 +120,11 @@ unsafe fn holder(task: *const u8, cgroup: u64) -> u64 {
 
 /// `task` is about to leave the CPU, and nobody saw it come: some kernels do not fire the
 /// tracepoint on every switch. When it came, and how long it had waited, the kernel has written
-/// down.
-#[inline(never)]
+/// down. In line: a frame of its own, with a [`Walk`] in it, would be one too many for the 512 bytes
+/// that the frames of all calls may take in sum on most kernels.
+///
+/// [`Walk`]: walk::Walk
+#[inline(always)]
 unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
     // SAFETY: `task` is a program's argument, `runs` and the counters are this CPU's.
     unsafe {
@@ -302,10 +305,7 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
         if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
             let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-            let mut since: u64 = 0;
-            if HAS_THROTTLED_AT.load() != 0 {
-                since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
-            }
+            let since = throttled_since(cfs_rq, now);
             if total | since != 0 {
                 let place = throttled(task, per_cpu::cpu(), total);
                 if !place.is_null() {
