@@ -43,6 +43,11 @@ pub struct SchedSlot {
     pub unseen: u64,
     /// Their length.
     pub unseen_ns: u64,
+    /// Bookings begun. Until [`SchedSlot::done`] says the same, a wait may be in some of these numbers
+    /// and in others not yet.
+    pub begun: u64,
+    /// The booking that ended last.
+    pub done: u64,
 }
 
 /// Nobody ran: the CPU was idle.
@@ -194,7 +199,7 @@ pub struct Waiting {
 }
 
 plain!(
-    SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
+    SchedSlot: 8 * 11 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,
     Ring: 8 + 24 * RUNS,

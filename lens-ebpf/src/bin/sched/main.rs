@@ -35,6 +35,7 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
+    atomic,
     field::read,
     flat,
     loss::count,
@@ -99,8 +100,11 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         }
         if next_pid != 0
             && let Some(slot) = near::slot_of(next_cgroup)
+            && let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot)
         {
-            come(next, next_cgroup, cpu, slot, runs, now);
+            begin(stats);
+            come(next, next_cgroup, cpu, slot, stats, runs, now);
+            end(stats);
         }
     }
     0
@@ -169,6 +173,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         let wait = flat::positive(delay.wrapping_sub((*rec).booked_delay));
         (*rec).booked_delay = delay;
         let whole = wait + (*rec).migrated_ns;
+        begin(stats);
         came(stats, rec, at.clock, whole);
         (*stats).unseen += 1;
         (*stats).unseen_ns += wait;
@@ -177,6 +182,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         if has_pairs(slot) {
             booked(task, per_cpu::cpu(), cgroup, stats, runs, at, wait);
         }
+        end(stats);
     }
 }
 
@@ -248,9 +254,11 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
         let Some(runs) = RUN.get_ptr_mut(from) else {
             return 0;
         };
+        begin(stats);
         (*rec).migrated_ns += waited;
         (*stats).wait_ns += waited;
         if !has_pairs(slot) {
+            end(stats);
             return 0;
         }
         let now = now_at(task);
@@ -266,6 +274,7 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
             throttled: holes_of(task, from, now, waited),
         };
         walk(of, runs, 0, newest, waited);
+        end(stats);
     }
     0
 }
@@ -339,12 +348,17 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, now: Now) {
 
 /// `task` of a watched cgroup comes onto the CPU: its wait ends, and its sleep before that.
 #[inline(always)]
-unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Runs, now: Now) {
+unsafe fn come(
+    task: *const u8,
+    cgroup: u64,
+    cpu: u32,
+    slot: u32,
+    stats: *mut SchedSlot,
+    runs: *mut Runs,
+    now: Now,
+) {
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot) else {
-            return;
-        };
         let rec = TASK.get(task, false);
         let mut since: u64 = 0;
         if HAS_SCHED_INFO.load() != 0 {
@@ -384,6 +398,23 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
             booked(task, cpu, cgroup, stats, runs, now, wait);
         }
     }
+}
+
+/// Whoever reads from here on may see half of a booking: a hypervisor may take the CPU for long in
+/// the middle of one.
+#[inline(always)]
+unsafe fn begin(stats: *mut SchedSlot) {
+    // SAFETY: this CPU's counters.
+    unsafe { (*stats).begun += 1 }
+    atomic::in_order();
+}
+
+/// The booking is whole.
+#[inline(always)]
+unsafe fn end(stats: *mut SchedSlot) {
+    atomic::in_order();
+    // SAFETY: this CPU's counters.
+    unsafe { (*stats).done = (*stats).begun }
 }
 
 /// Those beyond the limit are one row, of which nobody is told who held them up: their pairs would
