@@ -43,6 +43,11 @@ pub struct SchedSlot {
     pub unseen: u64,
     /// Their length.
     pub unseen_ns: u64,
+    /// Bookings begun. Until [`SchedSlot::done`] says the same, a wait may be in some of these numbers
+    /// and in others not yet.
+    pub begun: u64,
+    /// The booking that ended last.
+    pub done: u64,
 }
 
 /// How long a victim waited while `by` held the CPU. The time of several waiters adds up.
@@ -229,7 +234,7 @@ pub struct Asleep {
 crate::place!(Stall: 48 + 8 * STALL_FRAMES, crate::limits::STALLS);
 plain!(
     Asleep: 40 + 8 * STALL_FRAMES,
-    SchedSlot: 8 * 9 + 24 * 2 + size_of::<Hist>(),
+    SchedSlot: 8 * 11 + 24 * 2 + size_of::<Hist>(),
     Pair: 32,
     Run: 24,
     Ring: 8 + 24 * RUNS,

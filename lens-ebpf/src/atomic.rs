@@ -6,6 +6,17 @@
 #[cfg(target_arch = "bpf")]
 use core::arch::asm;
 
+/// What is done to memory before stays before, and what comes after stays after, for all that the
+/// compiler knows. x86 shows stores to other CPUs in their order.
+#[inline(always)]
+pub fn in_order() {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: a register is moved onto itself.
+    unsafe {
+        asm!("{0} = {0}", in(reg) 0_u64, options(nostack));
+    }
+}
+
 /// Adds `by` to what is at `at`.
 ///
 /// # Safety

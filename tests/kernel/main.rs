@@ -11,6 +11,8 @@ mod interrupts;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod model;

@@ -80,22 +80,38 @@ impl Cgroup {
 
     fn at(hierarchy: Hierarchy, path: String) -> Result<Self> {
         let made = Self { hierarchy, path };
-        if made.hierarchy.cpu_v1.is_none() {
-            made.enable_cpu();
-        }
+        made.enable_controllers();
         for dir in made.dirs() {
             fs::create_dir(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
         }
         Ok(made)
     }
 
-    /// Hands the controller down; where the kernel or somebody else has it, limits are refused.
-    fn enable_cpu(&self) {
+    /// Hands controllers down; those that v1 or somebody else has are refused, and so are their
+    /// limits. Where memory or I/O are handed down there may be no processes, except in the root.
+    fn enable_controllers(&self) {
         let mut at = self.hierarchy.root.clone();
+        let mut controllers = &["cpu", "pids", "memory", "io"][..];
         for segment in self.path.split('/') {
             at.push(segment);
-            let _ = fs::write(at.join("cgroup.subtree_control"), "+cpu");
+            for controller in controllers {
+                let _ = fs::write(at.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+            controllers = &["cpu", "pids"];
         }
+    }
+
+    /// Whether cgroup2 has `controller` for it.
+    pub fn has(&self, controller: &str) -> Result<bool> {
+        let controllers = fs::read_to_string(self.dir().join("cgroup.controllers"))?;
+        let mut controllers = controllers.split_ascii_whitespace();
+        Ok(controllers.any(|found| found == controller))
+    }
+
+    /// Sets one of its limits in cgroup2.
+    pub fn limit(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.dir().join(file);
+        fs::write(&path, value).with_context(|| format!("{value} > {}", path.display()))
     }
 
     fn dirs(&self) -> Vec<PathBuf> {

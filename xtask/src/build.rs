@@ -33,18 +33,13 @@ pub(crate) fn build() -> Result<ExitCode> {
 /// Builds the release binary and says where it is.
 pub(crate) fn release() -> Result<PathBuf> {
     setup::ensure_build()?;
-    let flags = match env::var("RUSTFLAGS") {
-        Ok(own) => format!("{own} {STATIC}"),
-        Err(_) => STATIC.to_owned(),
-    };
-    let mut build = workspace::cargo();
-    build.args(["build", "--release", "--package", "lens-agent", "--target"]);
+    let mut build = static_cargo("build");
     Step::new("build lens (release)")
         .advice(
             "the compiler's own words stand above; libc.a and libstdc++.a are needed (Debian: \
              libc6-dev, g++; Fedora: glibc-static, libstdc++-static)",
         )
-        .run(build.arg(TARGET).env("RUSTFLAGS", flags))?;
+        .run(build.arg("--package=lens-agent"))?;
     if env::var_os("LENS_WITHOUT_EBPF").is_some() {
         eprintln!("NOT BUILT: kernel programs (LENS_WITHOUT_EBPF is set)");
     }
@@ -53,6 +48,18 @@ pub(crate) fn release() -> Result<PathBuf> {
     place(&target.join(TARGET).join("release/lens"), &lens)
         .with_context(|| format!("cannot put the binary at {}", lens.display()))?;
     Ok(lens)
+}
+
+/// Cargo's `command` for the release profile, with libc in what it builds.
+pub(crate) fn static_cargo(command: &str) -> Command {
+    let flags = match env::var("RUSTFLAGS") {
+        Ok(own) => format!("{own} {STATIC}"),
+        Err(_) => STATIC.to_owned(),
+    };
+    let mut cargo = workspace::cargo();
+    cargo.args([command, "--release", "--target", TARGET]);
+    cargo.env("RUSTFLAGS", flags);
+    cargo
 }
 
 /// Gives a built file its usual name too; what has that name may be running.

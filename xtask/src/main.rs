@@ -1,7 +1,8 @@
 //! Sets up, builds, runs, tests and lints lens: `cargo xtask <command>`.
 //!
 //! One file a command. `step` runs what a command consists of and names the step that failed;
-//! `workspace` knows where things are; `layers` is the table of who may import whom.
+//! `workspace` knows where things are; `counts` reads what tests say; `layers` is the table of who
+//! may import whom.
 #![expect(
     clippy::print_stderr,
     clippy::print_stdout,
@@ -10,12 +11,14 @@
 
 mod bench;
 mod build;
+mod counts;
 mod layers;
 mod lint;
 mod run;
 mod setup;
 mod step;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -47,6 +50,8 @@ enum Command {
         #[arg(long, value_enum)]
         only: Option<test::Part>,
     },
+    /// Load every probe and run the kernel tests on other kernels, in virtual machines
+    Vm(vm::Choice),
     /// Measure what watching costs beside nothing, empty programs and peers (as root)
     Bench {
         /// Interleaved rounds
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
         Command::Build => build::build(),
         Command::Run { flags } => run::run(&flags),
         Command::Test { only } => test::test(only),
+        Command::Vm(choice) => vm::vm(&choice),
         Command::Lint => lint::lint(),
     };
     outcome.unwrap_or_else(|why| {

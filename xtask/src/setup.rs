@@ -43,6 +43,10 @@ const TEST_PACKAGES: &[&str] = &[
     "ca-certificates",
     "python3",
     "python3-venv",
+    // guests with other kernels
+    "qemu-system-x86",
+    "busybox-static",
+    "e2fsprogs",
 ];
 /// What checks manifests, as no distribution packages it.
 const CHECKERS: &str = "tests/deploy/requirements.txt";

@@ -11,7 +11,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
-use crate::{build, setup, step::Step, workspace};
+use crate::{
+    build,
+    counts::{self, Counts},
+    setup,
+    step::Step,
+    vm, workspace,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub(crate) enum Part {
@@ -25,6 +31,8 @@ pub(crate) enum Part {
     Deploy,
     /// One real fault, diagnosed by a running agent (root; `LENS_SHARED` names where faults/ is)
     Exam,
+    /// Every probe and the kernel tests on other kernels, in virtual machines
+    Vm,
 }
 
 const UNIT: &[&str] = &[
@@ -56,7 +64,7 @@ pub(crate) fn test(only: Option<Part>) -> Result<ExitCode> {
     let mut runnable = Vec::new();
     for part in parts {
         match part.hindrance() {
-            Some(why) => tally.not_run(*part, why),
+            Some(why) => tally.not_run(part.name(), why),
             None => runnable.push(*part),
         }
     }
@@ -83,6 +91,7 @@ pub(crate) fn test(only: Option<Part>) -> Result<ExitCode> {
             Part::Kernel => tally.cargo(part, KERNEL, &lens),
             Part::Deploy => tally.cargo(part, DEPLOY, &lens),
             Part::Exam => tally.exam(&lens),
+            Part::Vm => tally.guests(&lens),
         }
     }
     Ok(tally.close(must_run))
@@ -96,6 +105,7 @@ impl Part {
             Self::Kernel => "kernel tests",
             Self::Deploy => "deploy",
             Self::Exam => "exam",
+            Self::Vm => "kernel matrix",
         }
     }
 
@@ -111,6 +121,9 @@ impl Part {
         if self == Self::Exam && exam_script().is_none() {
             return Some("LENS_SHARED names no folder with faults/exam.py");
         }
+        if self == Self::Vm {
+            return vm::hindrance();
+        }
         None
     }
 }
@@ -125,23 +138,22 @@ fn exam_script() -> Option<PathBuf> {
 /// What came of the tests so far.
 #[derive(Debug, Default)]
 struct Tally {
-    passed: u64,
-    failed: u64,
+    counts: Counts,
     /// Lines to be read again at the end.
     not_run: Vec<String>,
     broken: Vec<String>,
 }
 
 impl Tally {
-    fn not_run(&mut self, part: Part, why: &str) {
-        let line = format!("NOT RUN: {} ({why})", part.name());
+    fn not_run(&mut self, what: &str, why: &str) {
+        let line = format!("NOT RUN: {what} ({why})");
         eprintln!("{line}");
         self.not_run.push(line);
     }
 
     /// Something failed that no test counted.
     fn broke(&mut self, why: String) {
-        self.failed += 1;
+        self.counts.failed += 1;
         self.broken.push(why);
     }
 
@@ -151,43 +163,56 @@ impl Tally {
         if part != Part::Unit {
             command.env("LENS_BIN", lens);
         }
-        let before = (self.passed, self.failed);
-        let outcome = Step::new(part.name()).watch(&mut command, |line| self.line(line));
+        let before = self.counts;
+        let outcome = Step::new(part.name()).watch(&mut command, |line| {
+            self.counts += counts::of_line(line).unwrap_or_default();
+        });
         match outcome {
-            Ok(()) if (self.passed, self.failed) == before => self.not_run(part, "there are none"),
+            Ok(()) if self.counts == before => self.not_run(part.name(), "there are none"),
             Ok(()) => {}
-            Err(why) if self.failed == before.1 => self.broke(format!("{why:#}")),
+            Err(why) if self.counts.failed == before.failed => self.broke(format!("{why:#}")),
             Err(why) => self.broken.push(format!("{why:#}")),
-        }
-    }
-
-    /// Adds a line like `test result: FAILED. 3 passed; 1 failed; 0 ignored; …`.
-    fn line(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else {
-            return;
-        };
-        let counts = result.split_once(". ").map_or("", |(_, counts)| counts);
-        for count in counts.split("; ") {
-            match count.split_once(' ') {
-                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
-                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
-                _ => {}
-            }
         }
     }
 
     /// The exam counts as one test.
     fn exam(&mut self, lens: &Path) {
         match exam(lens) {
-            Ok(()) => self.passed += 1,
+            Ok(()) => self.counts.passed += 1,
             Err(why) => self.broke(format!("{why:#}")),
+        }
+    }
+
+    /// The tests of all guests count, and each guest as one more that fails if it does not do.
+    fn guests(&mut self, lens: &Path) {
+        match vm::matrix(lens, &vm::Choice::default()) {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    self.guest(outcome);
+                }
+            }
+            Err(why) => self.broke(format!("{why:#}")),
+        }
+    }
+
+    fn guest(&mut self, outcome: vm::Outcome) {
+        match outcome {
+            vm::Outcome::NotRun { what, why } => self.not_run(&what, why),
+            vm::Outcome::Ran { counts, broken } => {
+                self.counts += counts;
+                match broken {
+                    None => {}
+                    Some(why) if counts.failed == 0 => self.broke(why),
+                    Some(why) => self.broken.push(why),
+                }
+            }
         }
     }
 
     /// Says again what deserves it, and closes with one line that counts.
     fn close(mut self, must_run: bool) -> ExitCode {
         if must_run {
-            self.failed += self.not_run.len() as u64;
+            self.counts.failed += self.not_run.len() as u64;
         }
         for line in &self.not_run {
             eprintln!(
@@ -202,8 +227,11 @@ impl Tally {
         for line in &self.broken {
             eprintln!("error: {line}");
         }
-        println!("{} passed, {} failed", self.passed, self.failed);
-        if self.failed == 0 && self.broken.is_empty() {
+        println!(
+            "{} passed, {} failed",
+            self.counts.passed, self.counts.failed
+        );
+        if self.counts.failed == 0 && self.broken.is_empty() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -241,43 +269,45 @@ fn exam(lens: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn results_of_all_test_binaries_add_up() {
-        let mut tally = Tally::default();
-        for line in [
-            "running 2 tests",
-            "test a ... ok",
-            "test result: ok. 21 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
-             finished in 0.00s",
-            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; \
-             finished in 1.50s",
-            "  test result: ok. 100 passed; 0 failed",
-        ] {
-            tally.line(line);
+    /// Three tests have passed.
+    fn some() -> Tally {
+        Tally {
+            counts: Counts {
+                passed: 3,
+                failed: 0,
+            },
+            ..Tally::default()
         }
-        assert_eq!((tally.passed, tally.failed), (24, 2));
     }
 
     #[test]
     fn what_does_not_run_fails_only_when_it_must_run() {
         for (must_run, outcome) in [(false, ExitCode::SUCCESS), (true, ExitCode::FAILURE)] {
-            let mut tally = Tally {
-                passed: 3,
-                ..Tally::default()
-            };
-            tally.not_run(Part::Kernel, "not root");
+            let mut tally = some();
+            tally.not_run("kernel tests", "not root");
             assert_eq!(tally.close(must_run), outcome);
         }
     }
 
     #[test]
     fn what_no_test_counted_fails_too() {
-        let mut tally = Tally {
-            passed: 3,
-            ..Tally::default()
-        };
+        let mut tally = some();
         tally.broke("step \"suite\" failed: it does not compile".to_owned());
-        assert_eq!(tally.failed, 1);
+        assert_eq!(tally.counts.failed, 1);
         assert_eq!(tally.close(false), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_guest_that_dies_fails_although_no_test_of_it_did() {
+        for (failed, sum) in [(0, 1), (2, 2)] {
+            let mut tally = some();
+            let counts = Counts { passed: 1, failed };
+            tally.guest(vm::Outcome::Ran {
+                counts,
+                broken: Some("kernel 6.1: it died".to_owned()),
+            });
+            assert_eq!((tally.counts.passed, tally.counts.failed), (4, sum));
+            assert_eq!(tally.close(false), ExitCode::FAILURE);
+        }
     }
 }

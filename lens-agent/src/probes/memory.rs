@@ -162,6 +162,7 @@ fn resident_constants(plan: &mut Plan<'_>, types: &KernelTypes) -> bool {
         let count = types.offset("percpu_counter", "count")?;
         Some((at + count, types.size("percpu_counter")?))
     };
+    plan.constant("MM_RSS_OPAQUE", u32::from(numbers.is_some()));
     let counts = numbers.or_else(structures);
     let known = owner.is_some() && users.is_some() && counts.is_some();
     let (first, step) = counts.unwrap_or_default();

@@ -267,14 +267,15 @@ unsafe fn is_last_thread(task: *const u8) -> bool {
         if read::<u32>(signal, &SIGNAL_LIVE) != 0 {
             return false;
         }
-        if read::<u32>(signal, &SIGNAL_THREADS) == 1 {
-            return true;
-        }
         let leader: *const u8 = read(task, &TASK_LEADER);
         let process = [
             u64::from(read::<u32>(task, &TASK_TGID)),
             read(leader, &TASK_START),
         ];
+        if read::<u32>(signal, &SIGNAL_THREADS) == 1 {
+            // Nobody comes after it, but one that has gone may have said so.
+            return ENDED_ONCE.get_ptr(process).is_none();
+        }
         ENDED_ONCE
             .insert(process, 1, u64::from(BPF_NOEXIST))
             .is_ok()

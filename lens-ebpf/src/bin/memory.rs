@@ -12,8 +12,9 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_NOEXIST,
-    helpers::bpf_get_current_task_btf,
+    helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel},
     macros::{btf_tracepoint, map, perf_event},
     maps::{Array, HashMap},
     programs::{BtfTracePointContext, PerfEventContext},
@@ -57,6 +58,11 @@ offsets! {
     /// The last one.
     MM_RSS_3,
 }
+
+/// 1 where the counts are an array of `atomic_long_t`: the verifier of such kernels looks through no
+/// name of a type there, and refuses a typed load.
+#[unsafe(no_mangle)]
+static MM_RSS_OPAQUE: Global<u32> = Global::new(0);
 
 #[inline(always)]
 fn current() -> *const u8 {
@@ -227,11 +233,22 @@ unsafe fn resident(mm: *const u8, kind: usize) -> i64 {
     // SAFETY: `mm` is typed; such pointers take constant offsets only.
     unsafe {
         match kind {
-            0 => read(mm, &MM_RSS_0),
-            1 => read(mm, &MM_RSS_1),
-            2 => read(mm, &MM_RSS_2),
-            _ => read(mm, &MM_RSS_3),
+            0 => pages(mm, &MM_RSS_0),
+            1 => pages(mm, &MM_RSS_1),
+            2 => pages(mm, &MM_RSS_2),
+            _ => pages(mm, &MM_RSS_3),
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn pages(mm: *const u8, offset: &Global<u32>) -> i64 {
+    // SAFETY: `mm` is typed; the helper checks the address.
+    unsafe {
+        if MM_RSS_OPAQUE.load() == 0 {
+            return read(mm, offset);
+        }
+        bpf_probe_read_kernel(mm.add(offset.load() as usize).cast::<i64>()).unwrap_or_default()
     }
 }
 

@@ -23,7 +23,7 @@ use self::{
     under_way::{holes_of, walk_back},
 };
 use super::{
-    Fill, Holder, KernelReading, Probe, ProbeError, Reduction, Setup,
+    Fill, Holder, KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
     mapped::{Mapped, plain},
     near::Near,
     object::{Losses, Object, Plan, bytes},
@@ -158,6 +158,15 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Ok(Box::new(Sched::start(setup)?))
 }
 
+/// How far the programs are with booking.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    /// Bookings begun so far.
+    begun: u64,
+    /// Whether one has not ended.
+    under_way: bool,
+}
+
 /// What this kernel has for the probe.
 struct Abilities {
     /// Books of its own on when tasks were queued and how long they waited.
@@ -186,12 +195,7 @@ fn abilities(plan: &mut Plan<'_>, setup: &Setup<'_>) -> Abilities {
         ("RQ_CLOCK", "rq", "clock"),
         ("RQ_CLOCK_TASK", "rq", "clock_task"),
     ];
-    let mut has_sched_info = !setup.config.force_fallback;
-    for (name, structure, field) in optional {
-        let offset = types.offset(structure, field);
-        has_sched_info &= offset.is_some();
-        plan.constant(name, offset.unwrap_or_default());
-    }
+    let has_sched_info = set(plan, types, &optional) && !setup.config.force_fallback;
     plan.constant("HAS_SCHED_INFO", u32::from(has_sched_info));
     // Since 6.4: memory of its own, for where the page allocator must not be asked.
     let set_aside = types.offset("bpf_local_storage_map", "selem_ma");
@@ -204,17 +208,45 @@ fn abilities(plan: &mut Plan<'_>, setup: &Setup<'_>) -> Abilities {
     let splits_quota = has_sched_info && throttled.is_some();
     plan.constant("CFS_RQ_THROTTLED_NS", throttled.unwrap_or_default());
     plan.constant("HAS_THROTTLED", u32::from(splits_quota));
-    let throttled_at = types.offset("cfs_rq", "throttled_clock_self");
-    plan.constant("CFS_RQ_THROTTLED_AT", throttled_at.unwrap_or_default());
-    plan.constant(
-        "HAS_THROTTLED_AT",
-        u32::from(splits_quota && throttled_at.is_some()),
-    );
+    let since_when = [
+        (
+            "HAS_THROTTLED_AT",
+            &[("CFS_RQ_THROTTLED_AT", "cfs_rq", "throttled_clock_self")][..],
+        ),
+        (
+            "HAS_THROTTLED_PELT",
+            &[
+                ("CFS_RQ_THROTTLE_COUNT", "cfs_rq", "throttle_count"),
+                ("CFS_RQ_THROTTLED_PELT", "cfs_rq", "throttled_clock_pelt"),
+                ("RQ_CLOCK_PELT", "rq", "clock_pelt"),
+                ("RQ_LOST_IDLE", "rq", "lost_idle_time"),
+            ],
+        ),
+    ];
+    for (flag, members) in since_when {
+        let all = set(plan, types, members);
+        plan.constant(flag, u32::from(splits_quota && all));
+    }
     Abilities {
         has_sched_info,
         may_allocate,
         splits_quota,
     }
+}
+
+/// Tells the programs where the members are that this kernel has; whether that is all.
+fn set(
+    plan: &mut Plan<'_>,
+    types: &KernelTypes,
+    members: &[(&'static str, &'static str, &'static str)],
+) -> bool {
+    let mut all = true;
+    for (name, structure, field) in members {
+        let offset = types.offset(structure, field);
+        all &= offset.is_some();
+        plan.constant(name, offset.unwrap_or_default());
+    }
+    all
 }
 
 impl Sched {
@@ -300,6 +332,26 @@ impl Sched {
         sum
     }
 
+    /// How far the programs are with booking in `slot`.
+    fn progress(&self, slot: u32) -> Progress {
+        let mut sum = Progress::default();
+        for cpu in 0..self.slots.cpus() {
+            let Some(at) = self.slots.at(cpu, slot as usize) else {
+                continue;
+            };
+            // What ended first, and then what began: if that is the same, nothing was between.
+            // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
+            #[expect(unsafe_code, reason = "atomic loads from shared memory")]
+            let (done, begun) = unsafe {
+                let load = |word| AtomicU64::from_ptr(word).load(Ordering::SeqCst);
+                (load(&raw mut (*at).done), load(&raw mut (*at).begun))
+            };
+            sum.begun = sum.begun.wrapping_add(begun);
+            sum.under_way |= done != begun;
+        }
+        sum
+    }
+
     /// The longest wait since the last reading; begins anew.
     fn take_max(&self, slot: u32) -> u64 {
         let mut longest = 0;
@@ -316,7 +368,8 @@ impl Sched {
     }
 
     /// The counters of `slots` by cgroup id, and of waits under way. Those of a cgroup in which a
-    /// wait ended meanwhile are read again: it might be counted in neither, or twice.
+    /// wait ended meanwhile are read again: it might be counted in neither, or twice. So are those
+    /// that a program was about to change: on a virtual machine that may last.
     fn read_once(
         &self,
         slots: &BTreeMap<u64, u32>,
@@ -331,24 +384,26 @@ impl Sched {
         let mut done = BTreeMap::new();
         let mut left = slots.clone();
         for attempt in 0..TRIES {
-            let mut now: BTreeMap<_, _> = left
-                .iter()
-                .map(|(id, slot)| (*id, self.slot(*slot)))
-                .collect();
-            let ended: BTreeMap<_, _> = now
-                .iter()
-                .map(|(id, counters)| (*id, (counters.waits, counters.wait_ns)))
-                .collect();
+            let mut now = BTreeMap::new();
+            let mut seen = BTreeMap::new();
+            for (id, slot) in &left {
+                let progress = self.progress(*slot);
+                let counters = self.slot(*slot);
+                seen.insert(*id, (progress, counters.wait_ns));
+                now.insert(*id, counters);
+            }
             let pairs = self.add_pairs(&mut now, targets);
             into.tables.insert("sched.pairs".to_owned(), pairs);
             self.add_waiting(&mut now)?;
             done.append(&mut now);
             left.retain(|id, slot| {
-                let again = self.slot(*slot);
-                let (waits, wait_ns) = ended.get(id).copied().unwrap_or_default();
-                let missed = again.wait_ns.wrapping_sub(wait_ns);
-                again.waits != waits && (attempt < EXACT_TRIES || missed > SHORT_NS)
-                    || again.waits == waits && missed != 0
+                let (progress, wait_ns) = seen.get(id).copied().unwrap_or_default();
+                if progress.under_way {
+                    return true;
+                }
+                let missed = self.slot(*slot).wait_ns.wrapping_sub(wait_ns);
+                self.progress(*slot).begun != progress.begun
+                    && (attempt < EXACT_TRIES || missed > SHORT_NS)
             });
             if left.is_empty() {
                 break;

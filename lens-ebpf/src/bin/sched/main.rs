@@ -34,6 +34,7 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
+    atomic,
     field::read,
     flat,
     loss::count,
@@ -45,11 +46,11 @@ use crate::{
     ring::{newest_of, ran},
     stalls::stalled,
     state::{
-        CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, HAS_THROTTLED_AT,
-        MAY_ALLOCATE, Now, RUN, SLOT, TASK, TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS,
-        TASK_LAST_ARRIVAL, TASK_LAST_QUEUED, TASK_PID, TASK_RUN_DELAY, now_at,
+        CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, MAY_ALLOCATE, Now, RUN, SLOT, TASK,
+        TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS, TASK_LAST_ARRIVAL, TASK_LAST_QUEUED,
+        TASK_PID, TASK_RUN_DELAY, now_at,
     },
-    throttling::{holes_of, note_growth, throttled},
+    throttling::{holes_of, note_growth, throttled, throttled_since},
     walk::{Victim, book_rarely, walk},
 };
 
@@ -100,8 +101,11 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         }
         if next_pid != 0
             && let Some(slot) = near::slot_of(next_cgroup)
+            && let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot)
         {
-            come(next, next_cgroup, cpu, slot, runs, now);
+            begin(stats);
+            come(next, next_cgroup, cpu, slot, stats, runs, now);
+            end(stats);
         }
     }
     0
@@ -121,8 +125,11 @@ unsafe fn holder(task: *const u8, cgroup: u64) -> u64 {
 
 /// `task` is about to leave the CPU, and nobody saw it come: some kernels do not fire the
 /// tracepoint on every switch. When it came, and how long it had waited, the kernel has written
-/// down.
-#[inline(never)]
+/// down. In line: a frame of its own, with a [`Walk`] in it, would be one too many for the 512 bytes
+/// that the frames of all calls may take in sum on most kernels.
+///
+/// [`Walk`]: walk::Walk
+#[inline(always)]
 unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
     // SAFETY: `task` is a program's argument, `runs` and the counters are this CPU's.
     unsafe {
@@ -167,6 +174,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         let wait = flat::positive(delay.wrapping_sub((*rec).booked_delay));
         (*rec).booked_delay = delay;
         let whole = wait + (*rec).migrated_ns;
+        begin(stats);
         came(stats, rec, runs, at.clock, whole);
         (*stats).unseen += 1;
         (*stats).unseen_ns += wait;
@@ -175,6 +183,7 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
         if has_pairs(slot) {
             booked(task, per_cpu::cpu(), cgroup, stats, runs, at, wait);
         }
+        end(stats);
     }
 }
 
@@ -267,9 +276,11 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
         let Some(runs) = RUN.get_ptr_mut(from) else {
             return 0;
         };
+        begin(stats);
         (*rec).migrated_ns += waited;
         (*stats).wait_ns += waited;
         if !has_pairs(slot) {
+            end(stats);
             return 0;
         }
         let now = now_at(task);
@@ -285,6 +296,7 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
             throttled: holes_of(task, from, now, waited),
         };
         walk(of, runs, 0, newest, waited);
+        end(stats);
     }
     0
 }
@@ -324,10 +336,7 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, runs: *const Runs, 
         if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
             let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-            let mut since: u64 = 0;
-            if HAS_THROTTLED_AT.load() != 0 {
-                since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
-            }
+            let since = throttled_since(cfs_rq, now);
             if total | since != 0 {
                 let place = throttled(task, per_cpu::cpu(), total);
                 if !place.is_null() {
@@ -361,12 +370,17 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, runs: *const Runs, 
 
 /// `task` of a watched cgroup comes onto the CPU: its wait ends, and its sleep before that.
 #[inline(always)]
-unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Runs, now: Now) {
+unsafe fn come(
+    task: *const u8,
+    cgroup: u64,
+    cpu: u32,
+    slot: u32,
+    stats: *mut SchedSlot,
+    runs: *mut Runs,
+    now: Now,
+) {
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot) else {
-            return;
-        };
         let rec = TASK.get(task, false);
         let mut since: u64 = 0;
         if HAS_SCHED_INFO.load() != 0 {
@@ -412,6 +426,23 @@ unsafe fn come(task: *const u8, cgroup: u64, cpu: u32, slot: u32, runs: *mut Run
             booked(task, cpu, cgroup, stats, runs, now, wait);
         }
     }
+}
+
+/// Whoever reads from here on may see half of a booking: a hypervisor may take the CPU for long in
+/// the middle of one.
+#[inline(always)]
+unsafe fn begin(stats: *mut SchedSlot) {
+    // SAFETY: this CPU's counters.
+    unsafe { (*stats).begun += 1 }
+    atomic::in_order();
+}
+
+/// The booking is whole.
+#[inline(always)]
+unsafe fn end(stats: *mut SchedSlot) {
+    atomic::in_order();
+    // SAFETY: this CPU's counters.
+    unsafe { (*stats).done = (*stats).begun }
 }
 
 /// Those beyond the limit are one row, of which nobody is told who held them up: their pairs would

@@ -47,12 +47,20 @@ offsets! {
     CFS_RQ_RQ,
     /// `cfs_rq.throttled_clock_self_time`, or `throttled_clock_pelt_time` before 6.6
     CFS_RQ_THROTTLED_NS,
-    /// `cfs_rq.throttled_clock_self`, or `throttled_clock_pelt`
+    /// `cfs_rq.throttled_clock_self`
     CFS_RQ_THROTTLED_AT,
+    /// `cfs_rq.throttle_count`
+    CFS_RQ_THROTTLE_COUNT,
+    /// `cfs_rq.throttled_clock_pelt`
+    CFS_RQ_THROTTLED_PELT,
     /// `rq.clock`
     RQ_CLOCK,
     /// `rq.clock_task`
     RQ_CLOCK_TASK,
+    /// `rq.clock_pelt`
+    RQ_CLOCK_PELT,
+    /// `rq.lost_idle_time`
+    RQ_LOST_IDLE,
     /// `bpf_iter_meta.seq`
     META_SEQ,
 }
@@ -70,6 +78,10 @@ pub(crate) static HAS_THROTTLED: Global<u32> = Global::new(0);
 /// 1 where the start of a throttling under way is on the run queue's clock.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_THROTTLED_AT: Global<u32> = Global::new(0);
+
+/// 1 where it is on the clock of load tracking only (before 6.6).
+#[unsafe(no_mangle)]
+pub(crate) static HAS_THROTTLED_PELT: Global<u32> = Global::new(0);
 
 /// What one moment on one run queue looks like.
 #[derive(Clone, Copy)]

@@ -9,8 +9,9 @@ use lens_common::{
 use lens_ebpf::{field::read, flat, loss::count};
 
 use crate::state::{
-    CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_THROTTLED, HAS_THROTTLED_AT, Now, TASK_CFS_RQ,
-    THROTTLE,
+    CFS_RQ_RQ, CFS_RQ_THROTTLE_COUNT, CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS,
+    CFS_RQ_THROTTLED_PELT, HAS_THROTTLED, HAS_THROTTLED_AT, HAS_THROTTLED_PELT, Now, RQ_CLOCK_PELT,
+    RQ_LOST_IDLE, TASK_CFS_RQ, THROTTLE,
 };
 
 /// The place of `task`'s run queue on `cpu`, whose throttled time is `total`; made if need be.
@@ -39,6 +40,26 @@ pub(crate) unsafe fn throttled(task: *const u8, cpu: u32, total: u64) -> *mut Th
         }
     }
     place
+}
+
+/// When the throttling of `cfs_rq` began that is under way; 0 if there is none, or the kernel does not
+/// tell.
+#[inline(always)]
+pub(crate) unsafe fn throttled_since(cfs_rq: *const u8, now: Now) -> u64 {
+    // SAFETY: `cfs_rq` is typed.
+    unsafe {
+        if HAS_THROTTLED_AT.load() != 0 {
+            return read(cfs_rq, &CFS_RQ_THROTTLED_AT);
+        }
+        if HAS_THROTTLED_PELT.load() == 0 || read::<u32>(cfs_rq, &CFS_RQ_THROTTLE_COUNT) == 0 {
+            return 0;
+        }
+        // Another clock, of which only the distance from now means something here.
+        let rq: *const u8 = read(cfs_rq, &CFS_RQ_RQ);
+        let pelt = read::<u64>(rq, &RQ_CLOCK_PELT).wrapping_sub(read(rq, &RQ_LOST_IDLE));
+        let age = flat::positive(pelt.wrapping_sub(read(cfs_rq, &CFS_RQ_THROTTLED_PELT)));
+        now.clock.wrapping_sub(age)
+    }
 }
 
 /// As a number: the verifier allows no arithmetic on what it knows as a pointer.
@@ -103,10 +124,7 @@ pub(crate) unsafe fn holes_of(task: *const u8, cpu: u32, now: Now, wait: u64) ->
     unsafe {
         let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
         let total: u64 = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-        let mut since: u64 = 0;
-        if HAS_THROTTLED_AT.load() != 0 {
-            since = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
-        }
+        let since = throttled_since(cfs_rq, now);
         if total | since == 0 {
             return null();
         }

@@ -14,10 +14,10 @@ use lens_ebpf::{
 
 use crate::{
     state::{
-        CFS_RQ_THROTTLED_AT, CFS_RQ_THROTTLED_NS, HAS_THROTTLED, HAS_THROTTLED_AT, META_SEQ, TASK,
-        TASK_CFS_RQ, TASK_CPU, TASK_LAST_QUEUED, TASK_PID, now_at,
+        CFS_RQ_THROTTLED_NS, HAS_THROTTLED, META_SEQ, TASK, TASK_CFS_RQ, TASK_CPU,
+        TASK_LAST_QUEUED, TASK_PID, now_at,
     },
-    throttling::address_of_run_queue,
+    throttling::{address_of_run_queue, throttled_since},
 };
 
 /// Makes the records of tasks that were there before the programs.
@@ -58,9 +58,7 @@ extern "C" fn waiting(ctx: *const TaskContext) -> i32 {
         if HAS_THROTTLED.load() != 0 {
             let cfs_rq: *const u8 = read(task, &TASK_CFS_RQ);
             throttled_ns = read(cfs_rq, &CFS_RQ_THROTTLED_NS);
-            if HAS_THROTTLED_AT.load() != 0 {
-                throttled_at = read(cfs_rq, &CFS_RQ_THROTTLED_AT);
-            }
+            throttled_at = throttled_since(cfs_rq, now);
             address = address_of_run_queue(task).unwrap_or_default();
         }
         let record = Waiting {
