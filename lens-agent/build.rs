@@ -18,6 +18,7 @@ const OBJECTS: &[&str] = &[
     "memory",
     "faultstacks",
     "lifecycle",
+    "reclaim",
     "function",
 ];
 

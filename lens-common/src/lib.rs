@@ -13,6 +13,7 @@ pub mod limits;
 pub mod loss;
 pub mod memory;
 pub mod place;
+pub mod reclaim;
 pub mod sched;
 pub mod syscalls;
 pub mod target;

@@ -51,3 +51,14 @@ pub const FORKER_PROBES: u32 = 8;
 pub const ENDED: u32 = 1024;
 /// Bytes for records of abnormal exits that nobody has read yet.
 pub const EXIT_BYTES: u32 = 64 * 1024;
+
+/// (cgroup, kind) places a CPU for lengths of reclaim and compaction; a power of two.
+pub const STALL_TIMES: u32 = 256;
+/// Tasks that are in reclaim or compaction at one moment.
+pub const STALLED: u32 = 4096;
+/// Tasks whose last reclaim is remembered: who wants memory in vain has just reclaimed.
+pub const RECLAIMERS: u32 = 1024;
+/// Victims of the OOM killer that were sent their signal and are not yet marked.
+pub const DOOMED: u32 = 256;
+/// Bytes for records of processes killed for want of memory that nobody has read yet.
+pub const OOM_BYTES: u32 = 128 * 1024;

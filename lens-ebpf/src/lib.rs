@@ -28,6 +28,7 @@ pub mod loss;
 pub mod near;
 pub mod per_cpu;
 pub mod places;
+pub mod resident;
 pub mod target;
 pub mod task;
 

@@ -11,6 +11,8 @@ mod objects;
 #[cfg(test)]
 mod probe_log;
 #[cfg(test)]
+mod reclaim;
+#[cfg(test)]
 mod sched;
 #[cfg(test)]
 mod story;

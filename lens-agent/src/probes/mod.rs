@@ -17,11 +17,13 @@ mod near;
 mod object;
 mod pins;
 pub mod prologue;
+pub mod reclaim;
 pub mod sched;
 mod slots;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
+mod under_way;
 
 use std::{collections::BTreeMap, fmt::Debug, os::fd::OwnedFd, sync::Arc};
 
@@ -38,6 +40,7 @@ pub use self::{
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
+    reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage, StallCounters},
     sched::{Held, SchedCounters, SchedReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
@@ -82,6 +85,13 @@ pub const REGISTRY: &[Definition] = &[
         title: "processes and threads begun and ended by cgroup, crashes, and who forks",
         blind: "process churn, crash loops, thread leaks",
         start: lifecycle::start,
+    },
+    // After `memory`, whose counts it uses.
+    Definition {
+        name: "reclaim",
+        title: "waits for memory by cgroup, who takes it meanwhile, and processes killed for want of it",
+        blind: "who waits for memory and because of whom, and which limit killed",
+        start: reclaim::start,
     },
 ];
 
@@ -140,6 +150,8 @@ pub struct KernelReading {
     pub memory: Option<MemoryReading>,
     /// Tasks begun and ended.
     pub lifecycle: Option<LifecycleReading>,
+    /// Waits for memory, and kills for want of it.
+    pub reclaim: Option<ReclaimReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

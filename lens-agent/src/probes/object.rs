@@ -448,13 +448,14 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 7] = [
+        let all: [(&str, Variants); 8] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
             ("memory", bytes!("memory")),
             ("faultstacks", bytes!("faultstacks")),
             ("lifecycle", bytes!("lifecycle")),
+            ("reclaim", bytes!("reclaim")),
             ("function", bytes!("function")),
         ];
         let of_log = |bytes: &[u8]| {
