@@ -53,9 +53,9 @@ pub const ENDED: u32 = 1024;
 pub const EXIT_BYTES: u32 = 64 * 1024;
 
 /// (cgroup, kind) places a CPU for lengths of reclaim and compaction; a power of two.
-pub const STALL_TIMES: u32 = 256;
+pub const STALL_TIMES: u32 = 128;
 /// Tasks that are in reclaim or compaction at one moment.
-pub const STALLED: u32 = 4096;
+pub const STALLED: u32 = 2048;
 /// Tasks whose last reclaim is remembered: who wants memory in vain has just reclaimed.
 pub const RECLAIMERS: u32 = 1024;
 /// Victims of the OOM killer that were sent their signal and are not yet marked.

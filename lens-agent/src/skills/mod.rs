@@ -8,6 +8,7 @@ mod host;
 mod memory;
 mod pressure;
 mod processes;
+mod reclaim;
 mod scheduler;
 mod syscalls;
 mod tracer;
@@ -47,6 +48,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &pressure::PressureSkill,
     &syscalls::Syscalls,
     &memory::Memory,
+    &reclaim::Reclaim,
     &tracer::Tracer,
     &agent::Agent,
 ];
