@@ -8,6 +8,7 @@
 pub mod function;
 pub mod hist;
 pub mod holder;
+pub mod lengths;
 pub mod lifecycle;
 pub mod limits;
 pub mod loss;

@@ -52,8 +52,8 @@ pub const ENDED: u32 = 1024;
 /// Bytes for records of abnormal exits that nobody has read yet.
 pub const EXIT_BYTES: u32 = 64 * 1024;
 
-/// (cgroup, kind) places a CPU for lengths of reclaim and compaction; a power of two.
-pub const STALL_TIMES: u32 = 128;
+/// (cgroup, kind of wait) places a CPU for lengths, in each object that has them; a power of two.
+pub const LENGTHS: u32 = 128;
 /// Tasks that are in reclaim or compaction at one moment.
 pub const STALLED: u32 = 2048;
 /// Tasks whose last reclaim is remembered: who wants memory in vain has just reclaimed.

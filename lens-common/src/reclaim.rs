@@ -1,6 +1,6 @@
 //! The reclaim object: tasks that stop to find memory, and processes killed for want of it.
 
-use crate::{counters, hist::Hist, lifecycle::COMM, place, plain};
+use crate::{counters, lifecycle::COMM, plain};
 
 /// Reclaim because the host is short: an index into [`ReclaimSlot::stalls`].
 pub const DIRECT: usize = 0;
@@ -10,7 +10,7 @@ pub const LIMIT: usize = 1;
 pub const COMPACTION: usize = 2;
 /// How many there are.
 pub const KINDS: usize = 3;
-/// kswapd at work; a kind of [`UNDER_WAY_KIND`] only.
+/// kswapd at work, a kind of what is under way only.
 pub const KSWAPD: usize = KINDS;
 
 /// Stalls of one kind that have ended.
@@ -37,20 +37,6 @@ pub struct ReclaimSlot {
     pub throttled_ns: u64,
 }
 
-/// How long stalls of one kind were.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct StallTimes {
-    /// The cgroup's id; 0 is a free place.
-    pub cgroup: u64,
-    /// The kind.
-    pub key: u64,
-    /// The longest; the agent sets it back when it reads.
-    pub max_ns: u64,
-    /// Their lengths.
-    pub hist: Hist,
-}
-
 /// What kernel threads do for everybody, on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,15 +50,6 @@ pub struct Background {
     /// For how long.
     pub compaction_ns: u64,
 }
-
-/// What a task is in the middle of, by thread id.
-pub type UnderWay = [u64; 3];
-/// Its cgroup's id; 0 for a kernel thread.
-pub const UNDER_WAY_CGROUP: usize = 0;
-/// Since when.
-pub const UNDER_WAY_SINCE: usize = 1;
-/// Which kind of stall.
-pub const UNDER_WAY_KIND: usize = 2;
 
 /// Why a process was killed: not known.
 pub const FOR_UNKNOWN: u32 = 0;
@@ -124,5 +101,4 @@ pub struct OomEvent {
 }
 
 counters!(ReclaimSlot: 24 * KINDS + 16, Background: 32);
-place!(StallTimes: 24 + size_of::<Hist>(), crate::limits::STALL_TIMES);
 plain!(Stalls: 24, OomEvent: 72 + 2 * COMM + NAME * LEVELS);

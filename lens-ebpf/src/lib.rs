@@ -22,6 +22,7 @@ pub mod atomic;
 pub mod countdown;
 pub mod field;
 pub mod flat;
+pub mod lengths;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod loss;

@@ -73,7 +73,7 @@ fn a_cgroup_at_its_limit_reclaims_for_itself() -> Result<()> {
     assert_eq!(after.limit.hist.iter().sum::<u64>(), after.limit.ended);
     assert_eq!(after.limit.under_way, 0);
     // All but what fits was dropped again.
-    let pages = after.limit.pages - before.limit.pages;
+    let pages = after.pages - before.pages;
     assert!(pages > 64 * MIB / 4096, "{pages}");
     // The host itself was not short.
     assert_eq!(after.direct, before.direct);

@@ -9,6 +9,7 @@ mod glob;
 mod holder;
 mod kernel_types;
 mod keyed;
+mod lengths;
 pub mod lifecycle;
 mod log;
 mod mapped;
@@ -23,7 +24,6 @@ mod slots;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
-mod under_way;
 
 use std::{collections::BTreeMap, fmt::Debug, os::fd::OwnedFd, sync::Arc};
 
@@ -36,11 +36,12 @@ pub use self::{
     glob::{GlobError, Globs},
     holder::Holder,
     kernel_types::{KernelTypes, KernelTypesError},
+    lengths::Waits,
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
-    reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage, StallCounters},
+    reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, SchedCounters, SchedReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},

@@ -229,8 +229,8 @@ impl Change {
         for (now, then) in [(&now.direct, &then.direct), (&now.limit, &then.limit)] {
             self.max_ns = self.max_ns.max(now.max_ns);
             self.reclaims += now.ended.saturating_sub(then.ended);
-            self.pages += now.pages.saturating_sub(then.pages);
         }
+        self.pages += now.pages.saturating_sub(then.pages);
         for stalls in [&now.direct, &now.limit, &now.compaction] {
             self.under_way += stalls.under_way;
         }
@@ -269,7 +269,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        probes::StallCounters,
+        probes::Waits,
         skills::{look_everywhere, view::tests::sample},
     };
 
@@ -279,10 +279,10 @@ mod tests {
         let mut before = sample(Duration::from_secs(10), &targets);
         let mut now = sample(Duration::from_secs(12), &targets);
         before.kernel.reclaim = Some(ReclaimReading::default());
-        let of_ns = |ns| StallCounters {
+        let of_ns = |ns| Waits {
             ended: 4,
             ns,
-            ..StallCounters::default()
+            ..Waits::default()
         };
         let shop = ReclaimCounters {
             direct: of_ns(900_000_000),

@@ -6,56 +6,36 @@ mod takers;
 
 use std::{collections::BTreeMap, fmt};
 
-use aya::maps::{HashMap, MapData, RingBuf};
+use aya::maps::{MapData, RingBuf};
 use lens_common::{
-    hist::{BUCKETS, Hist},
-    limits::{OOM_BYTES, STALL_TIMES},
-    reclaim::{
-        Background, COMPACTION, DIRECT, KINDS, KSWAPD, LIMIT, OomEvent, ReclaimSlot, StallTimes,
-        UNDER_WAY_CGROUP, UNDER_WAY_KIND, UNDER_WAY_SINCE, UnderWay,
-    },
+    limits::OOM_BYTES,
+    reclaim::{Background, COMPACTION, DIRECT, KSWAPD, LIMIT, OomEvent, ReclaimSlot},
 };
 use serde::{Deserialize, Serialize};
 
 pub use self::oom::{HitLimit, OomKill, Shortage};
 use self::takers::Takers;
 use super::{
-    Fill, Holder, KernelReading, KernelTypes, ObjectError, Probe, ProbeError, Setup,
-    keyed::{Strangers, take},
+    Holder, KernelReading, KernelTypes, ObjectError, Probe, ProbeError, Setup,
+    lengths::{Lengths, Waits},
     mapped::Mapped,
     memory::resident_pages,
     object::{Losses, Object, Plan, ProgramCost, bytes},
     slots::{Slots, add},
     targets::{Targets, cgroup_constants},
-    under_way::now_ns,
 };
-
-/// Stalls of one kind. One under way counts as far as it has come.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StallCounters {
-    /// How many have ended.
-    pub ended: u64,
-    /// Their length in all, those under way included.
-    pub ns: u64,
-    /// Pages that they brought; 0 for compaction.
-    pub pages: u64,
-    /// The longest that ended since the reading before, or is under way.
-    pub max_ns: u64,
-    /// Lengths of those that ended, by power of two; not of the targets beyond the limit.
-    pub hist: Hist,
-    /// How many are under way.
-    pub under_way: u64,
-}
 
 /// Counters of one cgroup since it became a target.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReclaimCounters {
     /// Reclaim because the host was short.
-    pub direct: StallCounters,
+    pub direct: Waits,
     /// Reclaim because it, or a cgroup above it, was at its limit.
-    pub limit: StallCounters,
+    pub limit: Waits,
     /// Compaction, to have a big page.
-    pub compaction: StallCounters,
+    pub compaction: Waits,
+    /// Pages that reclaim brought.
+    pub pages: u64,
     /// Times that its tasks were put to sleep within reclaim.
     pub throttled: u64,
     /// For how long, a part of the stalls.
@@ -92,8 +72,8 @@ pub struct ReclaimReading {
 }
 
 impl ReclaimCounters {
-    fn stalls(&mut self, kind: usize) -> Option<&mut StallCounters> {
-        match kind {
+    fn waits(&mut self, kind: u64) -> Option<&mut Waits> {
+        match usize::try_from(kind).ok()? {
             DIRECT => Some(&mut self.direct),
             LIMIT => Some(&mut self.limit),
             COMPACTION => Some(&mut self.compaction),
@@ -109,11 +89,11 @@ impl From<ReclaimSlot> for ReclaimCounters {
             throttled_ns: sum.throttled_ns,
             ..Self::default()
         };
-        for kind in 0..KINDS {
-            if let Some(stalls) = counters.stalls(kind) {
-                stalls.ended = sum.stalls[kind].n;
-                stalls.ns = sum.stalls[kind].ns;
-                stalls.pages = sum.stalls[kind].pages;
+        for (kind, stalls) in (0..).zip(sum.stalls) {
+            counters.pages += stalls.pages;
+            if let Some(waits) = counters.waits(kind) {
+                waits.ended = stalls.n;
+                waits.ns = stalls.ns;
             }
         }
         counters
@@ -125,11 +105,9 @@ struct Reclaim {
     object: Object,
     losses: Losses,
     slots: Slots<ReclaimSlot>,
-    times: Mapped<StallTimes>,
+    lengths: Lengths,
     background: Mapped<Background>,
-    under_way: HashMap<MapData, u32, UnderWay>,
     ooms: RingBuf<MapData>,
-    strangers: Strangers,
     takers: Takers,
     /// Parts that this kernel lacks, and why.
     missing: Vec<(&'static str, String)>,
@@ -201,15 +179,15 @@ impl Reclaim {
             });
         }
         let tells_limit = limit_constants(&mut plan, types);
-        plan.per_cpu("TIME", STALL_TIMES).per_cpu("BACKGROUND", 1);
+        plan.per_cpu("BACKGROUND", 1);
+        Lengths::plan(&mut plan);
         Slots::<ReclaimSlot>::plan(&mut plan);
         let mut object = plan.load()?;
-        let wrong = |why: aya::maps::MapError| ObjectError::Load {
-            object: "reclaim",
-            why: why.to_string(),
-        };
-        let ooms = RingBuf::try_from(object.take_map("OOMS")?).map_err(wrong)?;
-        let under_way = HashMap::try_from(object.take_map("UNDER_WAY")?).map_err(wrong)?;
+        let ooms =
+            RingBuf::try_from(object.take_map("OOMS")?).map_err(|why| ObjectError::Load {
+                object: "reclaim",
+                why: format!("map OOMS: {why}"),
+            })?;
         let mut missing = attach(&mut object, types, tells_victim);
         if !tells_limit {
             let why = "this kernel does not tell how full a cgroup is";
@@ -218,35 +196,12 @@ impl Reclaim {
         Ok(Self {
             losses: Losses::of(&object)?,
             slots: Slots::of(&object)?,
-            times: object.mapped("TIME", STALL_TIMES)?,
+            lengths: Lengths::of("reclaim", &mut object)?,
             background: object.mapped("BACKGROUND", 1)?,
             object,
-            under_way,
             ooms,
-            strangers: Strangers::default(),
             takers: Takers::default(),
             missing,
-        })
-    }
-
-    /// How full the table was.
-    fn add_times(&mut self, targets: &Targets, into: &mut BTreeMap<u64, ReclaimCounters>) -> Fill {
-        self.strangers.next_reading();
-        let table = &self.times;
-        self.strangers.sweep(table, targets, |cpu, i, at| {
-            let counters = into.get_mut(&at.cgroup);
-            let kind = usize::try_from(at.key).unwrap_or(KINDS);
-            let Some(stalls) = counters.and_then(|c| c.stalls(kind)) else {
-                return;
-            };
-            if let Some(place) = table.at(cpu, i) {
-                const MAX: usize = std::mem::offset_of!(StallTimes, max_ns);
-                let longest = take(place.cast::<u64>().wrapping_add(MAX / 8));
-                stalls.max_ns = stalls.max_ns.max(longest);
-            }
-            for bucket in 0..BUCKETS {
-                stalls.hist[bucket] += at.hist[bucket];
-            }
         })
     }
 
@@ -268,17 +223,9 @@ impl Reclaim {
 
     /// Adds the stalls that have not ended.
     fn add_under_way(&self, into: &mut ReclaimReading) -> Result<(), ProbeError> {
-        let now = now_ns();
-        for stall in &self.under_way {
-            let (_, stall) = stall.map_err(|why| ProbeError::Read {
-                probe: "reclaim",
-                why: format!("stalls under way: {why}"),
-            })?;
-            let ns = now.saturating_sub(stall[UNDER_WAY_SINCE]);
-            let kind = usize::try_from(stall[UNDER_WAY_KIND]).unwrap_or(usize::MAX);
-            let id = stall[UNDER_WAY_CGROUP];
+        for (id, kind, ns) in self.lengths.under_way()? {
             if id == 0 {
-                if kind == KSWAPD {
+                if kind == KSWAPD as u64 {
                     into.background.kswapd_ns += ns;
                 } else {
                     into.background.compaction_ns += ns;
@@ -287,10 +234,8 @@ impl Reclaim {
             }
             let own = into.cgroups.contains_key(&id);
             let counters = into.cgroups.entry(if own { id } else { 0 }).or_default();
-            if let Some(stalls) = counters.stalls(kind) {
-                stalls.ns += ns;
-                stalls.max_ns = stalls.max_ns.max(ns);
-                stalls.under_way += 1;
+            if let Some(waits) = counters.waits(kind) {
+                waits.add_under_way(ns);
             }
         }
         Ok(())
@@ -373,8 +318,13 @@ impl Probe for Reclaim {
                 reading.cgroups.insert(id, counters);
             }
         }
-        let times = self.add_times(targets, &mut reading.cgroups);
-        into.tables.insert("reclaim.times".to_owned(), times);
+        let cgroups = &mut reading.cgroups;
+        let fill = self.lengths.add_ended(targets, |id, kind, add| {
+            if let Some(waits) = cgroups.get_mut(&id).and_then(|c| c.waits(kind)) {
+                add(waits);
+            }
+        });
+        into.tables.insert("reclaim.lengths".to_owned(), fill);
         reading.background = self.background();
         self.add_under_way(&mut reading)?;
         reading.killed = self.killed();

@@ -23,26 +23,23 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use lens_common::{
-    hist::{BUCKETS, bucket},
-    limits::{RECLAIMERS, SLOTS, STALL_TIMES, STALLED},
+    lengths::UnderWay,
+    limits::{RECLAIMERS, SLOTS, STALLED},
     loss,
-    reclaim::{
-        Background, COMPACTION, DIRECT, KINDS, KSWAPD, LIMIT, ReclaimSlot, StallTimes, UnderWay,
-    },
+    reclaim::{Background, COMPACTION, DIRECT, KINDS, KSWAPD, LIMIT, ReclaimSlot},
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
     field::read,
+    lengths,
     loss::count,
-    offsets, per_cpu, places,
+    offsets, per_cpu,
     target::{cgroup_of, slot_of},
     task::current,
 };
 
 #[map]
 static SLOT: Array<ReclaimSlot> = Array::with_max_entries(SLOTS, per_cpu::MAPPED);
-#[map]
-static TIME: Array<StallTimes> = Array::with_max_entries(STALL_TIMES, per_cpu::MAPPED);
 #[map]
 static BACKGROUND: Array<Background> = Array::with_max_entries(1, per_cpu::MAPPED);
 /// By thread id: a stall that has not ended is seen here only.
@@ -176,7 +173,12 @@ fn begin(kind: usize) {
     };
     // SAFETY: takes nothing.
     let since = unsafe { bpf_ktime_get_ns() };
-    let under_way: UnderWay = [cgroup, since, kind as u64];
+    let under_way = UnderWay {
+        cgroup,
+        since,
+        kind: kind as u64,
+        what: 0,
+    };
     let noted = UNDER_WAY.insert(tid, under_way, u64::from(BPF_NOEXIST));
     if noted.is_err() && UNDER_WAY.get_ptr(tid).is_none() {
         count(loss::UNDER_WAY);
@@ -196,7 +198,12 @@ fn end(kind: usize, pages: u64) {
         return;
     };
     // SAFETY: the current task's own record.
-    let [cgroup, since, noted] = unsafe { *noted };
+    let UnderWay {
+        cgroup,
+        since,
+        kind: noted,
+        ..
+    } = unsafe { *noted };
     if noted != kind as u64 {
         return;
     }
@@ -238,14 +245,6 @@ fn took(cgroup: u64, kind: usize, ns: u64, pages: u64) {
         if slot == OTHER_SLOT {
             return;
         }
-        if let Some(times) = places::of(&TIME, cgroup, kind as u64) {
-            if ns > (*times).max_ns {
-                (*times).max_ns = ns;
-            }
-            let b = bucket(ns);
-            if b < BUCKETS {
-                *(*times).hist.as_mut_ptr().add(b) += 1;
-            }
-        }
+        lengths::note(cgroup, kind as u64, ns);
     }
 }
