@@ -19,6 +19,7 @@ const OBJECTS: &[&str] = &[
     "faultstacks",
     "lifecycle",
     "reclaim",
+    "locks",
     "function",
 ];
 

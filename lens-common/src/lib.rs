@@ -11,6 +11,7 @@ pub mod holder;
 pub mod lengths;
 pub mod lifecycle;
 pub mod limits;
+pub mod locks;
 pub mod loss;
 pub mod memory;
 pub mod place;

@@ -62,3 +62,8 @@ pub const RECLAIMERS: u32 = 1024;
 pub const DOOMED: u32 = 256;
 /// Bytes for records of processes killed for want of memory that nobody has read yet.
 pub const OOM_BYTES: u32 = 128 * 1024;
+
+/// Tasks that sleep for a lock of the kernel at one moment.
+pub const LOCK_SLEEPERS: u32 = 2048;
+/// (cgroup, address) places a CPU for futexes; a power of two.
+pub const FUTEXES: u32 = 512;

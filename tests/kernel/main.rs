@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod locks;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod model;

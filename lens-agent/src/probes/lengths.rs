@@ -81,6 +81,13 @@ impl Lengths {
 
     /// The waits that have not ended: cgroup, kind, and how long so far.
     pub(super) fn under_way(&self) -> Result<Vec<(u64, u64, u64)>, ProbeError> {
+        const {
+            use std::mem::offset_of;
+            // The order in which the words are taken apart below.
+            assert!(offset_of!(lengths::UnderWay, cgroup) == 0);
+            assert!(offset_of!(lengths::UnderWay, since) == 8);
+            assert!(offset_of!(lengths::UnderWay, kind) == 16);
+        }
         let now = now_ns();
         let waits = self.under_way.iter().map(|wait| {
             let (_, [cgroup, since, kind, _]) = wait.map_err(|why| ProbeError::Read {

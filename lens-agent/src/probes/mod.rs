@@ -11,6 +11,7 @@ mod kernel_types;
 mod keyed;
 mod lengths;
 pub mod lifecycle;
+pub mod locks;
 mod log;
 mod mapped;
 pub mod memory;
@@ -38,6 +39,7 @@ pub use self::{
     kernel_types::{KernelTypes, KernelTypesError},
     lengths::Waits,
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
+    locks::{LockCounters, LocksReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{ObjectError, ProgramCost},
@@ -93,6 +95,12 @@ pub const REGISTRY: &[Definition] = &[
         title: "waits for memory by cgroup, who takes it meanwhile, and processes killed for want of it",
         blind: "who waits for memory and because of whom, and which limit killed",
         start: reclaim::start,
+    },
+    Definition {
+        name: "locks",
+        title: "waits for locks by cgroup: the kernel's by kind, and futexes by address",
+        blind: "lock contention, convoys and deadlocks",
+        start: locks::start,
     },
 ];
 
@@ -153,6 +161,8 @@ pub struct KernelReading {
     pub lifecycle: Option<LifecycleReading>,
     /// Waits for memory, and kills for want of it.
     pub reclaim: Option<ReclaimReading>,
+    /// Waits for locks of the kernel.
+    pub locks: Option<LocksReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

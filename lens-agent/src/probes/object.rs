@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 8] = [
+        let all: [(&str, Variants); 9] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -456,6 +456,7 @@ mod tests {
             ("faultstacks", bytes!("faultstacks")),
             ("lifecycle", bytes!("lifecycle")),
             ("reclaim", bytes!("reclaim")),
+            ("locks", bytes!("locks")),
             ("function", bytes!("function")),
         ];
         let of_log = |bytes: &[u8]| {
