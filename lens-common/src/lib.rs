@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod function;
+pub mod futex;
 pub mod hist;
 pub mod holder;
 pub mod lengths;

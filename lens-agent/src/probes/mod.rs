@@ -5,6 +5,7 @@
 
 pub mod fault_stacks;
 pub mod function;
+pub mod futexes;
 mod glob;
 mod holder;
 mod kernel_types;
@@ -34,6 +35,7 @@ use self::pins::Pins;
 pub use self::{
     fault_stacks::FaultStack,
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
+    futexes::{CgroupFutexes, FutexCounters, FutexReading},
     glob::{GlobError, Globs},
     holder::Holder,
     kernel_types::{KernelTypes, KernelTypesError},
@@ -163,6 +165,8 @@ pub struct KernelReading {
     pub reclaim: Option<ReclaimReading>,
     /// Waits for locks of the kernel.
     pub locks: Option<LocksReading>,
+    /// Futexes.
+    pub futexes: Option<FutexReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

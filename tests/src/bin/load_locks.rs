@@ -3,8 +3,6 @@
 #![expect(unsafe_code, reason = "futexes and mappings as bare as they come")]
 
 use std::{
-    fs,
-    io::Write as _,
     sync::{
         Arc, Barrier,
         atomic::{AtomicU32, Ordering},
@@ -24,7 +22,6 @@ fn main() -> Result<()> {
             "convoy" => convoy(line.number(1)?, line.number(2)?)?,
             "deadlock" => deadlock(&mut stuck),
             "map" => mapping(line.number(1)?, line.number(2)?)?,
-            "append" => append(line.word(1)?, line.number(2)?, line.number(3)?)?,
             other => bail!("no such work: {other}"),
         })
     })
@@ -161,19 +158,6 @@ fn mapping(threads: u64, times: u64) -> Result<Value> {
                 }
                 libc::munmap(at, BYTES);
             }
-        }
-        Ok(())
-    })
-}
-
-/// `threads` threads write to one file `times` times each.
-fn append(path: &str, threads: u64, times: u64) -> Result<Value> {
-    let path = path.to_owned();
-    in_threads(threads, move || {
-        let mut file = fs::File::options().append(true).open(&path)?;
-        let chunk = [7; 1 << 16];
-        for _ in 0..times {
-            file.write_all(&chunk)?;
         }
         Ok(())
     })
