@@ -49,7 +49,6 @@ const ADDRESS: u64 = (1 << TGID_SHIFT) - 1;
 
 /// The process of a key.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "22 bits are left")]
 pub const fn tgid_of(key: u64) -> u32 {
     (key >> TGID_SHIFT) as u32
 }

@@ -105,7 +105,7 @@ fn a_deadlock_is_two_waiters_whom_nobody_wakes() -> Result<()> {
     let mut before = Work::of(PROGRAM, &old)?;
     let said_before = before.run("deadlock")?;
     nest = Nest::around(top, "locks", |config| {
-        config.only.push("syscalls".to_owned())
+        config.only.push("syscalls".to_owned());
     })?;
     let mut work = Work::of(PROGRAM, &new)?;
     let said = work.run("deadlock")?;

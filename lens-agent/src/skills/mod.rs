@@ -5,6 +5,7 @@
 
 mod agent;
 mod host;
+mod locks;
 mod memory;
 mod pressure;
 mod processes;
@@ -49,6 +50,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &syscalls::Syscalls,
     &memory::Memory,
     &reclaim::Reclaim,
+    &locks::Locks,
     &tracer::Tracer,
     &agent::Agent,
 ];
