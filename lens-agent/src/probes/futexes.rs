@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fill, KernelTypes, ObjectError, ProbeError,
-    keyed::Strangers,
+    keyed::{Strangers, free},
     lengths::now_ns,
     mapped::Mapped,
     object::{Object, Plan},
@@ -74,7 +74,13 @@ pub(super) struct Futexes {
     waiting: PathBuf,
     /// Waiters from before they were watched, by thread: since when they are known.
     known: HashMap<u64, u64>,
+    /// Of each place what it had counted, and at how many readings since then.
+    idle: HashMap<(usize, usize), (u64, u32)>,
 }
+
+/// Readings after which a place that counts nothing more is freed: its address or its process may
+/// be gone, and others want to be counted.
+const IDLE_READINGS: u32 = 24;
 
 impl Futexes {
     /// Says where things are, and gives the object room.
@@ -107,6 +113,7 @@ impl Futexes {
             strangers: Strangers::default(),
             waiting: object.pin_iterator("futex_waiters", types, pins)?,
             known: HashMap::new(),
+            idle: HashMap::new(),
         })
     }
 
@@ -117,7 +124,17 @@ impl Futexes {
         into: &mut FutexReading,
     ) -> Result<Fill, ProbeError> {
         self.strangers.next_reading();
-        let fill = self.strangers.sweep(&self.table, targets, |_, _, at| {
+        let before = std::mem::take(&mut self.idle);
+        let (table, idle) = (&self.table, &mut self.idle);
+        let fill = self.strangers.sweep(table, targets, |cpu, i, at| {
+            let counted = at.waits + at.wakes;
+            let known = before.get(&(cpu, i)).filter(|(n, _)| *n == counted);
+            let readings = known.map_or(0, |(_, readings)| readings + 1);
+            if readings >= IDLE_READINGS {
+                free(table, cpu, i);
+                return;
+            }
+            idle.insert((cpu, i), (counted, readings));
             let futex = entry(into, at.cgroup, at.key);
             futex.waits += at.waits;
             futex.ns += at.ns;
