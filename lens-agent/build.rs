@@ -20,6 +20,8 @@ const OBJECTS: &[&str] = &[
     "lifecycle",
     "interrupts",
     "block",
+    "reclaim",
+    "locks",
     "function",
 ];
 

@@ -7,14 +7,18 @@
 
 pub mod block;
 pub mod function;
+pub mod futex;
 pub mod hist;
 pub mod holder;
 pub mod interrupts;
+pub mod lengths;
 pub mod lifecycle;
 pub mod limits;
+pub mod locks;
 pub mod loss;
 pub mod memory;
 pub mod place;
+pub mod reclaim;
 pub mod sample;
 pub mod sched;
 pub mod syscalls;

@@ -71,3 +71,18 @@ pub const DEVICES: u32 = 64;
 pub const FLIGHTS: u32 = 4096;
 /// Requests remembered of each device that it has served; a power of two.
 pub const SERVED: usize = 256;
+/// (cgroup, kind of wait) places a CPU for lengths, in each object that has them; a power of two.
+pub const LENGTHS: u32 = 128;
+/// Tasks that are in reclaim or compaction at one moment.
+pub const STALLED: u32 = 2048;
+/// Tasks whose last reclaim is remembered: who wants memory in vain has just reclaimed.
+pub const RECLAIMERS: u32 = 1024;
+/// Victims of the OOM killer that were sent their signal and are not yet marked.
+pub const DOOMED: u32 = 256;
+/// Bytes for records of processes killed for want of memory that nobody has read yet.
+pub const OOM_BYTES: u32 = 128 * 1024;
+
+/// Tasks that sleep for a lock of the kernel at one moment.
+pub const LOCK_SLEEPERS: u32 = 2048;
+/// (cgroup, address) places a CPU for futexes; a power of two.
+pub const FUTEXES: u32 = 512;

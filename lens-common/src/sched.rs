@@ -226,7 +226,7 @@ pub struct Asleep {
     /// Thread id in the initial namespace.
     pub tid: u32,
     /// Its name.
-    pub comm: [u64; 2],
+    pub comm: [u8; crate::lifecycle::COMM],
     /// Where in the kernel it sleeps; zeros behind the outermost.
     pub stack: [u64; STALL_FRAMES],
 }

@@ -63,7 +63,7 @@ pub struct CallErrno {
 }
 
 /// What is not in the table of [`Call`]s: calls that found no room there, and in slot 0 all calls
-/// of the targets beyond the limit.
+/// of the targets beyond the limit. And sums over futexes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SyscallSlot {
@@ -71,6 +71,12 @@ pub struct SyscallSlot {
     pub calls: u64,
     /// Those that returned an error.
     pub errors: u64,
+    /// Waits at futexes that have ended, of all targets.
+    pub futex_waits: u64,
+    /// Their length in all.
+    pub futex_ns: u64,
+    /// Calls that woke somebody who waited so.
+    pub futex_wakes: u64,
 }
 
 /// What is kept of each task.
@@ -79,6 +85,8 @@ pub struct SyscallSlot {
 pub struct Timed {
     /// When the call under way began; 0 if it is not timed.
     pub at: u64,
+    /// When it began to wait at a futex; 0 if it does not.
+    pub futex_at: u64,
 }
 
 /// How many tasks of one group are in a timed call, on a cache line of its own.
@@ -95,8 +103,8 @@ plain!(
     Call: 32,
     CallTimes: 40 + 4 * BUCKETS,
     CallErrno: 24,
-    Timed: 8,
+    Timed: 16,
     TimedTasks: 64,
 );
-counters!(SyscallSlot: 16);
+counters!(SyscallSlot: 40);
 of_cgroup!(Call, CallTimes, CallErrno);

@@ -22,12 +22,14 @@ pub mod atomic;
 pub mod countdown;
 pub mod field;
 pub mod flat;
+pub mod lengths;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod loss;
 pub mod near;
 pub mod per_cpu;
 pub mod places;
+pub mod resident;
 pub mod sample;
 pub mod target;
 pub mod task;

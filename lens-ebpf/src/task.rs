@@ -1,11 +1,38 @@
-//! Records that live and die with a task, and walks over all tasks.
+//! The current task, records that live and die with a task, and walks over all tasks.
 
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, task_struct},
-    helpers::generated::bpf_task_storage_get,
+    helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, generated::bpf_task_storage_get},
 };
+use lens_common::lifecycle::COMM;
+
+use crate::offsets;
+
+offsets! {
+    /// `task_struct.comm`
+    TASK_COMM,
+}
+
+/// The task that runs the program.
+#[inline(always)]
+pub fn current() -> *const u8 {
+    // SAFETY: takes nothing, and there is always a current task.
+    unsafe { bpf_get_current_task_btf().cast::<u8>().cast_const() }
+}
+
+/// The name of `task`.
+///
+/// # Safety
+///
+/// `task` points to a `task_struct`.
+#[inline(always)]
+pub unsafe fn comm_of(task: *const u8) -> [u8; COMM] {
+    // SAFETY: the helper checks the address.
+    let comm = unsafe { bpf_probe_read_kernel(task.add(TASK_COMM.load() as usize).cast()) };
+    comm.unwrap_or([0; COMM])
+}
 
 /// `BPF_MAP_TYPE_TASK_STORAGE`, which aya-ebpf does not offer: the layout is the one of a BTF map
 /// definition, whose pointers' types carry the numbers.

@@ -13,6 +13,8 @@ mod lifecycle;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod locks;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod model;
@@ -20,6 +22,8 @@ mod model;
 mod objects;
 #[cfg(test)]
 mod probe_log;
+#[cfg(test)]
+mod reclaim;
 #[cfg(test)]
 mod sched;
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub struct Hierarchy {
     pub root: PathBuf,
     /// The mount of the v1 controller `cpu`, where v1 has it.
     pub cpu_v1: Option<PathBuf>,
+    /// The mount of the v1 controller `memory`, where v1 has it.
+    pub memory_v1: Option<PathBuf>,
 }
 
 impl Hierarchy {
@@ -32,7 +34,7 @@ impl Hierarchy {
     }
 
     fn parse(mountinfo: &str) -> Result<Self> {
-        let (mut root, mut cpu_v1) = (None, None);
+        let (mut root, mut cpu_v1, mut memory_v1) = (None, None, None);
         for line in mountinfo.lines() {
             let Some((mount, fs)) = line.split_once(" - ") else {
                 continue;
@@ -41,8 +43,10 @@ impl Hierarchy {
             let mut fs = fs.split(' ');
             match (fs.next(), fs.nth(1)) {
                 (Some("cgroup2"), _) => root = root.or(at),
-                (Some("cgroup"), Some(options)) if options.split(',').any(|o| o == "cpu") => {
-                    cpu_v1 = cpu_v1.or(at);
+                (Some("cgroup"), Some(options)) => {
+                    let has = |controller| options.split(',').any(|o| o == controller);
+                    cpu_v1 = cpu_v1.or_else(|| at.clone().filter(|_| has("cpu")));
+                    memory_v1 = memory_v1.or_else(|| at.filter(|_| has("memory")));
                 }
                 _ => {}
             }
@@ -50,12 +54,25 @@ impl Hierarchy {
         Ok(Self {
             root: root.context("no cgroup2 is mounted")?,
             cpu_v1,
+            memory_v1,
         })
+    }
+
+    /// The mounts in which a cgroup is made; those of v1 may be one.
+    fn mounts(&self) -> Vec<&PathBuf> {
+        let mut mounts = vec![&self.root];
+        mounts.extend(&self.cpu_v1);
+        let apart = self
+            .memory_v1
+            .iter()
+            .filter(|m| Some(*m) != self.cpu_v1.as_ref());
+        mounts.extend(apart);
+        mounts
     }
 }
 
-/// A fresh cgroup; where v1 has the controller `cpu`, also one of the same name there, so that
-/// its limits bind as they do on a host without v1.
+/// A fresh cgroup; where v1 has the controllers `cpu` and `memory`, also one of the same name
+/// there, so that its limits bind as they do on a host without v1.
 #[derive(Debug)]
 pub struct Cgroup {
     hierarchy: Hierarchy,
@@ -115,24 +132,27 @@ impl Cgroup {
     }
 
     fn dirs(&self) -> Vec<PathBuf> {
-        let of = |root: &PathBuf| root.join(self.path.trim_start_matches('/'));
-        let mut dirs = vec![of(&self.hierarchy.root)];
-        dirs.extend(self.hierarchy.cpu_v1.as_ref().map(of));
-        dirs
+        let mounts = self.hierarchy.mounts().into_iter();
+        mounts.map(|mount| self.under(mount)).collect()
+    }
+
+    fn under(&self, mount: &Path) -> PathBuf {
+        mount.join(self.path.trim_start_matches('/'))
     }
 
     /// Its directory in cgroup2.
     pub fn dir(&self) -> PathBuf {
-        self.hierarchy.root.join(self.path.trim_start_matches('/'))
+        self.under(&self.hierarchy.root)
     }
 
     fn cpu_dir(&self) -> PathBuf {
-        let root = self
-            .hierarchy
-            .cpu_v1
-            .as_ref()
-            .unwrap_or(&self.hierarchy.root);
-        root.join(self.path.trim_start_matches('/'))
+        let own = self.hierarchy.cpu_v1.as_ref();
+        self.under(own.unwrap_or(&self.hierarchy.root))
+    }
+
+    fn memory_dir(&self) -> PathBuf {
+        let own = self.hierarchy.memory_v1.as_ref();
+        self.under(own.unwrap_or(&self.hierarchy.root))
     }
 
     /// Its path as lens names it.
@@ -212,6 +232,63 @@ impl Cgroup {
         Ok((times, time))
     }
 
+    /// Whether the memory controller is a v1 one.
+    pub fn memory_is_v1(&self) -> bool {
+        self.hierarchy.memory_v1.is_some()
+    }
+
+    /// Its id in the kernel where the memory controller is.
+    pub fn memory_id(&self) -> Result<u64> {
+        Ok(fs::metadata(self.memory_dir())?.ino())
+    }
+
+    /// Lets it have so much memory, and no swap.
+    pub fn set_memory_limit(&self, bytes: u64) -> Result<()> {
+        let (limit, swap, most) = if self.memory_is_v1() {
+            (
+                "memory.limit_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                bytes,
+            )
+        } else {
+            ("memory.max", "memory.swap.max", 0)
+        };
+        let path = self.memory_dir().join(limit);
+        fs::write(&path, bytes.to_string()).with_context(|| path.display().to_string())?;
+        // Not where there is none: some kernels then count the wrong limit's hits.
+        let has_swap = fs::read_to_string("/proc/swaps")?.lines().count() > 1;
+        let swap = self.memory_dir().join(swap);
+        if has_swap && swap.exists() {
+            fs::write(swap, most.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// How often it was at its limit.
+    pub fn memory_limit_hits(&self) -> Result<u64> {
+        let dir = self.memory_dir();
+        if self.memory_is_v1() {
+            let mut hits = 0;
+            // Without swap apart from memory it is the limit of both that is hit.
+            for file in ["memory.failcnt", "memory.memsw.failcnt"] {
+                let n = fs::read_to_string(dir.join(file)).unwrap_or_else(|_| "0".to_owned());
+                hits += n.trim_end().parse::<u64>()?;
+            }
+            return Ok(hits);
+        }
+        field(&dir.join("memory.events"), "max")
+    }
+
+    /// How many of its processes were killed for want of memory.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let file = if self.memory_is_v1() {
+            "memory.oom_control"
+        } else {
+            "memory.events"
+        };
+        field(&self.memory_dir().join(file), "oom_kill")
+    }
+
     fn set_cpu(&self, file: &str, value: &str) -> Result<()> {
         let path = self.cpu_dir().join(file);
         fs::write(&path, value).with_context(|| format!("{value} > {}", path.display()))
@@ -271,6 +348,7 @@ mod tests {
     fn both_kinds_of_host_are_understood() {
         let hybrid = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
                       36 31 0:33 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n\
+                      37 31 0:34 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n";
         let found = Hierarchy::parse(hybrid).unwrap();
         assert_eq!(found.root, Path::new("/sys/fs/cgroup/unified"));
@@ -278,9 +356,14 @@ mod tests {
             found.cpu_v1.as_deref(),
             Some(Path::new("/sys/fs/cgroup/cpu"))
         );
+        assert_eq!(
+            found.memory_v1.as_deref(),
+            Some(Path::new("/sys/fs/cgroup/memory"))
+        );
         let plain = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = Hierarchy::parse(plain).unwrap();
-        assert_eq!((found.root, found.cpu_v1), ("/sys/fs/cgroup".into(), None));
+        assert_eq!((&found.cpu_v1, &found.memory_v1), (&None, &None));
+        assert_eq!(found.root, Path::new("/sys/fs/cgroup"));
         assert!(Hierarchy::parse("").is_err());
     }
 }

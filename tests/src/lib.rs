@@ -1,7 +1,7 @@
 //! What the suites share: the built binary ([`commands`]) and a running agent ([`running`]), a server
-//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]), a
-//! workload that knows what it did ([`load`]), a model that follows a script ([`provider`]), and
-//! waiting for something to become true.
+//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]),
+//! workloads that know what they did ([`load`], [`work`]), a model that follows a script
+//! ([`provider`]), and waiting for something to become true.
 
 pub mod cgroup;
 pub mod commands;
@@ -11,6 +11,7 @@ pub mod provider;
 pub mod running;
 pub mod sample;
 pub mod served;
+pub mod work;
 
 use std::{
     env,

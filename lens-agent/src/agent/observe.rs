@@ -14,8 +14,8 @@ use crate::{
     },
     host::{self, Cgroup, HostReader},
     probes::{
-        self, FunctionReading, KernelReading, LogLevel, LogLine, Measured, Probes, ProgramCost,
-        ledger::Costs, lifecycle::AbnormalExit,
+        self, FunctionReading, KernelReading, LogLevel, LogLine, Measured, OomKill, Probes,
+        ProgramCost, ledger::Costs, lifecycle::AbnormalExit,
     },
     skills::{OwnCost, Sample},
     telemetry::{Event, Telemetry},
@@ -142,6 +142,7 @@ pub(super) struct Kernel {
 #[derive(Debug, Default)]
 struct Left {
     abnormal: Vec<AbnormalExit>,
+    killed: Vec<OomKill>,
     function: Option<Arc<FunctionReading>>,
 }
 
@@ -187,6 +188,9 @@ impl Kernel {
         if let Some(lifecycle) = &mut kernel.lifecycle {
             lifecycle.abnormal.splice(..0, left.abnormal);
         }
+        if let Some(reclaim) = &mut kernel.reclaim {
+            reclaim.killed.splice(..0, left.killed);
+        }
         self.probes.take_log().iter().for_each(say);
         for (map, n) in &kernel.quality.lost {
             let before = self.lost.lost.insert(map.clone(), *n).unwrap_or_default();
@@ -216,9 +220,10 @@ impl Kernel {
         };
         if let Err(TrySendError::Full(reading)) = self.readings.try_send(reading) {
             skipped(&self.telemetry);
-            let lifecycle = reading.kernel.lifecycle;
+            let (lifecycle, reclaim) = (reading.kernel.lifecycle, reading.kernel.reclaim);
             self.left = Left {
                 abnormal: lifecycle.map(|l| l.abnormal).unwrap_or_default(),
+                killed: reclaim.map(|r| r.killed).unwrap_or_default(),
                 function: reading.kernel.function,
             };
         }
@@ -380,7 +385,7 @@ impl Host {
             let (source, why) = (missing.probe.clone(), missing.why.clone());
             self.telemetry.emit(Event::ReadFailed { source, why });
         }
-        // Abnormal exits are remembered for longer than one sample.
+        // Abnormal exits and kills are remembered for longer than one sample.
         if let Err(TrySendError::Full(sample)) = self.samples.try_send(sample) {
             skipped(&self.telemetry);
             self.function.clone_from(&sample.kernel.function);
@@ -392,19 +397,41 @@ impl Host {
 #[derive(Debug)]
 pub(crate) struct Look {
     reader: HostReader,
-    /// Abnormal exits of the last minute, with the reading that brought them.
-    abnormal: VecDeque<(Moment, AbnormalExit)>,
+    abnormal: LastMinute<AbnormalExit>,
+    killed: LastMinute<OomKill>,
 }
 
-/// How long an abnormal exit is remembered, and how many are.
-const ABNORMAL: Duration = Duration::from_mins(1);
-const ABNORMAL_MOST: usize = 1024;
+/// What readings of the last minute brought, each with the time of its reading.
+#[derive(Debug)]
+struct LastMinute<T>(VecDeque<(Moment, T)>);
+
+impl<T: Clone> LastMinute<T> {
+    const LENGTH: Duration = Duration::from_mins(1);
+    const MOST: usize = 1024;
+
+    fn add<'a>(&mut self, at: Moment, new: impl Iterator<Item = &'a T>) -> Vec<T>
+    where
+        T: 'a,
+    {
+        self.0.extend(new.map(|one| (at, one.clone())));
+        while self.0.len() > Self::MOST
+            || self
+                .0
+                .front()
+                .is_some_and(|(seen, _)| at.since(seen) > Self::LENGTH)
+        {
+            self.0.pop_front();
+        }
+        self.0.iter().map(|(_, one)| one.clone()).collect()
+    }
+}
 
 impl Look {
     pub(crate) fn new(reader: HostReader) -> Self {
         Self {
             reader,
-            abnormal: VecDeque::new(),
+            abnormal: LastMinute(VecDeque::new()),
+            killed: LastMinute(VecDeque::new()),
         }
     }
 
@@ -435,21 +462,15 @@ impl Look {
             .collect();
         let host = self.reader.read(&targets, at);
         let exits = kernel.lifecycle.iter().flat_map(|l| &l.abnormal);
-        self.abnormal.extend(exits.map(|exit| (at, exit.clone())));
-        while self.abnormal.len() > ABNORMAL_MOST
-            || self
-                .abnormal
-                .front()
-                .is_some_and(|(seen, _)| at.since(seen) > ABNORMAL)
-        {
-            self.abnormal.pop_front();
-        }
-        let abnormal = self.abnormal.iter().map(|(_, exit)| exit.clone()).collect();
+        let abnormal = self.abnormal.add(at, exits);
+        let kills = kernel.reclaim.iter().flat_map(|r| &r.killed);
+        let killed = self.killed.add(at, kills);
         Arc::new(Sample {
             at,
             kernel,
             host,
             abnormal,
+            killed,
             own,
         })
     }

@@ -386,11 +386,14 @@ impl Reader<'_> {
         ];
         let stat = self.pairs(dir, "memory.stat", keys);
         let [oom_kills] = self.pairs(dir, "memory.oom_control", ["oom_kill"]);
+        // With the same limit for memory and swap together it is that one which is hit.
+        let with_swap = self.number(dir, "memory.memsw.failcnt");
+        let hits = self.number(dir, "memory.failcnt");
         let memory = CgroupMemory {
             place,
             current_bytes,
             limit_bytes: Some(limit).filter(|&limit| limit < V1_NO_LIMIT),
-            limit_hits: self.number(dir, "memory.failcnt"),
+            limit_hits: hits.map(|n| n.saturating_add(with_swap.unwrap_or_default())),
             ooms: None,
             oom_kills,
             ..CgroupMemory::default()

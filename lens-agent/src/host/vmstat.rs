@@ -11,6 +11,8 @@ pub struct VmStat {
     pub page_faults: Option<u64>,
     /// Page faults that had to wait for a disk.
     pub major_faults: Option<u64>,
+    /// Pages allocated, over all zones.
+    pub allocated_pages: Option<u64>,
     /// Pages looked at by the reclaiming kernel thread.
     pub scanned_by_kswapd: Option<u64>,
     /// Pages looked at by those who wanted memory themselves.
@@ -61,6 +63,7 @@ pub fn read(root: &Root, buffer: &mut Vec<u8>) -> Result<VmStat, ReadError> {
             "nr_writeback" => &mut vm.writeback_pages,
             // One for each zone.
             _ if key.starts_with("allocstall") => &mut vm.allocation_stalls,
+            _ if key.starts_with("pgalloc_") => &mut vm.allocated_pages,
             _ => return,
         };
         *field = Some(field.unwrap_or_default().saturating_add(n));
@@ -76,11 +79,12 @@ mod tests {
     #[test]
     fn zones_add_up() {
         let text = "nr_dirty 63\nallocstall_dma 1\nallocstall_normal 20\nallocstall_movable 300\n\
-            pgscan_direct 7\npgscan_direct_throttle 9\n";
+            pgscan_direct 7\npgscan_direct_throttle 9\npgalloc_dma 2\npgalloc_normal 40\n";
         let (_dir, root) = root_with(&[("proc/vmstat", text)]);
         let vm = read(&root, &mut Vec::new()).unwrap();
         assert_eq!(vm.allocation_stalls, Some(321));
         assert_eq!((vm.dirty_pages, vm.scanned_directly), (Some(63), Some(7)));
+        assert_eq!(vm.allocated_pages, Some(42));
         assert_eq!(vm.oom_kills, None);
     }
 }

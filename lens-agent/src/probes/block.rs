@@ -12,7 +12,7 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Holder, KernelReading, Probe, ProbeError, Reduction, Setup,
+    Holder, KernelReading, Probe, ProbeError, Setup,
     keyed::Strangers,
     mapped::{Mapped, plain},
     object::{Losses, Object, Plan, bytes},
@@ -363,14 +363,6 @@ impl Probe for Block {
 
     fn objects(&mut self) -> Vec<&mut Object> {
         vec![&mut self.object]
-    }
-
-    fn reductions(&self) -> &'static [Reduction] {
-        &[Reduction::Detached]
-    }
-
-    fn reduce(&mut self, _: usize) -> Result<(), ProbeError> {
-        Ok(())
     }
 
     fn forget(&mut self) -> Result<(), ProbeError> {

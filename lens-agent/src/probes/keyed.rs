@@ -66,7 +66,7 @@ impl Strangers {
 }
 
 /// Empties a place; its cgroup's id goes last, because a program may take the place from then on.
-fn free<T: OfCgroup>(table: &Mapped<T>, cpu: usize, i: usize) {
+pub(super) fn free<T: OfCgroup>(table: &Mapped<T>, cpu: usize, i: usize) {
     let Some(place) = table.at(cpu, i) else {
         return;
     };

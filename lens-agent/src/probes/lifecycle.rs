@@ -10,7 +10,7 @@ use lens_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fill, KernelReading, ObjectError, Probe, ProbeError, Reduction, Setup,
+    Fill, KernelReading, ObjectError, Probe, ProbeError, Setup,
     keyed::Strangers,
     mapped::{Mapped, plain},
     object::{Losses, Object, Plan, bytes},
@@ -245,18 +245,6 @@ impl Probe for Lifecycle {
 
     fn objects(&mut self) -> Vec<&mut Object> {
         vec![&mut self.object]
-    }
-
-    fn reductions(&self) -> &'static [Reduction] {
-        &[Reduction::Detached]
-    }
-
-    fn reduce(&mut self, _: usize) -> Result<(), ProbeError> {
-        Ok(())
-    }
-
-    fn forget(&mut self) -> Result<(), ProbeError> {
-        Ok(())
     }
 }
 

@@ -153,6 +153,15 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
 fn resident_constants(plan: &mut Plan<'_>, types: &KernelTypes) -> bool {
     let owner = types.offset("mm_struct", "owner");
     let users = types.offset("mm_struct", "mm_users");
+    let counts = resident_pages(plan, types);
+    plan.constant("MM_OWNER", owner.unwrap_or_default());
+    plan.constant("MM_USERS", users.unwrap_or_default());
+    let known = owner.is_some() && users.is_some() && counts;
+    known && types.tracepoint_args("rss_stat").is_some_and(|n| n >= 2)
+}
+
+/// Says where an address space's counts of resident pages are found, if they can be.
+pub(super) fn resident_pages(plan: &mut Plan<'_>, types: &KernelTypes) -> bool {
     // Until 6.1 one structure with an array of numbers, since 6.2 an array of structures.
     let numbers = types
         .offset("mm_struct", "rss_stat.count")
@@ -164,14 +173,11 @@ fn resident_constants(plan: &mut Plan<'_>, types: &KernelTypes) -> bool {
     };
     plan.constant("MM_RSS_OPAQUE", u32::from(numbers.is_some()));
     let counts = numbers.or_else(structures);
-    let known = owner.is_some() && users.is_some() && counts.is_some();
     let (first, step) = counts.unwrap_or_default();
     for (kind, name) in (0..).zip(["MM_RSS_0", "MM_RSS_1", "MM_RSS_2", "MM_RSS_3"]) {
         plan.constant(name, first + kind * step);
     }
-    plan.constant("MM_OWNER", owner.unwrap_or_default());
-    plan.constant("MM_USERS", users.unwrap_or_default());
-    known && types.tracepoint_args("rss_stat").is_some_and(|n| n >= 2)
+    counts.is_some()
 }
 
 impl Memory {

@@ -6,6 +6,7 @@
 pub mod block;
 pub mod fault_stacks;
 pub mod function;
+pub mod futexes;
 mod glob;
 pub mod governor;
 mod holder;
@@ -13,7 +14,9 @@ pub mod interrupts;
 mod kernel_types;
 mod keyed;
 pub mod ledger;
+mod lengths;
 pub mod lifecycle;
+pub mod locks;
 mod log;
 mod mapped;
 pub mod memory;
@@ -21,6 +24,7 @@ mod near;
 mod object;
 mod pins;
 pub mod prologue;
+pub mod reclaim;
 mod sample;
 pub mod sched;
 mod slots;
@@ -42,16 +46,20 @@ pub use self::{
     block::{BlockCounters, BlockReading, DeviceCounters, DeviceIo, DeviceNumber},
     fault_stacks::FaultStack,
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
+    futexes::{CgroupFutexes, FutexCounters, FutexReading},
     glob::{GlobError, Globs},
     governor::{Reduction, Step},
     holder::Holder,
     interrupts::{CpuInterrupts, InterruptCounters, InterruptsReading, SOFTIRQ_NAMES},
     kernel_types::{KernelTypes, KernelTypesError},
     ledger::Measured,
+    lengths::Waits,
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
+    locks::{LockCounters, LocksReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     object::{Object, ObjectError, ProgramCost},
+    reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
@@ -114,6 +122,19 @@ pub const REGISTRY: &[Definition] = &[
         blind: "who waits for a disk and because of whom",
         start: block::start,
     },
+    // After `memory`, whose counts it uses.
+    Definition {
+        name: "reclaim",
+        title: "waits for memory by cgroup, who takes it meanwhile, and processes killed for want of it",
+        blind: "who waits for memory and because of whom, and which limit killed",
+        start: reclaim::start,
+    },
+    Definition {
+        name: "locks",
+        title: "waits for locks by cgroup: the kernel's by kind, and futexes by address",
+        blind: "lock contention, convoys and deadlocks",
+        start: locks::start,
+    },
 ];
 
 /// Why a probe does not run.
@@ -153,11 +174,17 @@ pub trait Probe: Debug + Send {
     /// Its objects.
     fn objects(&mut self) -> Vec<&mut Object>;
     /// How it can be made cheaper, in the order in which that is done.
-    fn reductions(&self) -> &'static [Reduction];
+    fn reductions(&self) -> &'static [Reduction] {
+        &[Reduction::Detached]
+    }
     /// Does with all of the first so many of [`Probe::reductions`], and no others.
-    fn reduce(&mut self, to: usize) -> Result<(), ProbeError>;
+    fn reduce(&mut self, _to: usize) -> Result<(), ProbeError> {
+        Ok(())
+    }
     /// Its programs have been away for a while, and are not back yet: what it had noted is void.
-    fn forget(&mut self) -> Result<(), ProbeError>;
+    fn forget(&mut self) -> Result<(), ProbeError> {
+        Ok(())
+    }
 }
 
 /// What all probes have counted, at one moment. A probe that does not run is absent.
@@ -181,6 +208,12 @@ pub struct KernelReading {
     pub interrupts: Option<InterruptsReading>,
     /// Requests to block devices.
     pub block: Option<BlockReading>,
+    /// Waits for memory, and kills for want of it.
+    pub reclaim: Option<ReclaimReading>,
+    /// Waits for locks of the kernel.
+    pub locks: Option<LocksReading>,
+    /// Futexes.
+    pub futexes: Option<FutexReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

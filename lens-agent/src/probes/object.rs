@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 9] = [
+        let all: [(&str, Variants); 11] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -529,6 +529,8 @@ mod tests {
             ("lifecycle", bytes!("lifecycle")),
             ("interrupts", bytes!("interrupts")),
             ("block", bytes!("block")),
+            ("reclaim", bytes!("reclaim")),
+            ("locks", bytes!("locks")),
             ("function", bytes!("function")),
         ];
         let of_log = |bytes: &[u8]| {

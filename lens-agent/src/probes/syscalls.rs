@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fill, KernelReading, OVER_BUDGET, Probe, ProbeError, Reduction, Setup,
+    futexes::{FutexReading, Futexes},
     keyed::{Strangers, take},
     mapped::Mapped,
     near::Near,
@@ -97,6 +98,8 @@ struct Syscalls {
     time_one_in: u32,
     /// Whether calls are timed at present.
     is_timed: bool,
+    /// Where the probe `locks` is wanted.
+    futexes: Option<Futexes>,
 }
 
 /// Loads and attaches it.
@@ -111,6 +114,9 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     plan.offset("TASK_STATUS", "task_struct", "thread_info.status")?;
     plan.offset("TASK_PID", "task_struct", "pid")?;
     plan.constant("TIME_ONE_IN", time_one_in);
+    let counts_futexes = setup.config.wants("locks");
+    plan.constant("FUTEX_COUNTED", u32::from(counts_futexes));
+    Futexes::plan(&mut plan, types)?;
     plan.per_cpu("CALL", CALLS)
         .per_cpu("TIME", TIMES)
         .per_cpu("ERRNO", ERRNOS)
@@ -120,9 +126,10 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Sample::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("sys_exit", types)?;
-    if time_one_in != 0 {
+    if time_one_in != 0 || counts_futexes {
         object.attach("sys_enter", types)?;
     }
+    let futexes = counts_futexes.then(|| Futexes::of(&mut object, types, setup.pins));
     Ok(Box::new(Syscalls {
         losses: Losses::of(&object)?,
         calls: object.mapped("CALL", CALLS)?,
@@ -135,6 +142,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         strangers: Strangers::default(),
         time_one_in,
         is_timed: true,
+        futexes: futexes.transpose()?,
     }))
 }
 
@@ -194,7 +202,14 @@ impl Probe for Syscalls {
         let names = ["syscalls.calls", "syscalls.errnos", "syscalls.times"];
         into.tables
             .extend(names.map(str::to_owned).into_iter().zip(fills));
+        let mut futexes = FutexReading::default();
         for (id, other) in self.slots.by_target(targets) {
+            if other.futex_waits + other.futex_wakes != 0 {
+                let sums = futexes.cgroups.entry(id).or_default();
+                sums.waits = other.futex_waits;
+                sums.ns = other.futex_ns;
+                sums.wakes = other.futex_wakes;
+            }
             if other.calls != 0 {
                 let counters: &mut SyscallCounters = cgroups.entry(id).or_default();
                 counters.calls += other.calls;
@@ -203,6 +218,13 @@ impl Probe for Syscalls {
             }
         }
         self.near.forget();
+        if !self.is_timed && self.futexes.is_some() {
+            into.quality.miss("locks.futexes", OVER_BUDGET);
+        } else if let Some(part) = &mut self.futexes {
+            let fill = part.read(targets, &mut futexes)?;
+            into.tables.insert("syscalls.futexes".to_owned(), fill);
+            into.futexes = Some(futexes);
+        }
         let quality = &mut into.quality;
         self.losses.tell(quality);
         if self.time_one_in == 0 {
@@ -242,10 +264,6 @@ impl Probe for Syscalls {
         } else {
             self.object.detach("sys_enter")?;
         }
-        Ok(())
-    }
-
-    fn forget(&mut self) -> Result<(), ProbeError> {
         Ok(())
     }
 }

@@ -8,9 +8,11 @@ mod cpu;
 mod disk;
 mod events;
 mod host;
+mod locks;
 mod memory;
 mod pressure;
 mod processes;
+mod reclaim;
 mod scheduler;
 mod syscalls;
 mod tracer;
@@ -54,6 +56,8 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &pressure::PressureSkill,
     &syscalls::Syscalls,
     &memory::Memory,
+    &reclaim::Reclaim,
+    &locks::Locks,
     &tracer::Tracer,
     &events::Events,
     &cpu::Cpu,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     base::{clock::Moment, quality::Quality, scope::Scope, snapshot::By},
     host::{CgroupReading, HostReading, scan::ProcessSummary},
-    probes::{Holder, KernelReading, lifecycle::AbnormalExit},
+    probes::{Holder, KernelReading, OomKill, lifecycle::AbnormalExit},
 };
 
 /// What the agent itself takes.
@@ -42,6 +42,8 @@ pub struct Sample {
     pub host: HostReading,
     /// Processes that ended by a signal or with a status other than 0 in the last minute.
     pub abnormal: Vec<AbnormalExit>,
+    /// Processes that were killed for want of memory in the last minute.
+    pub killed: Vec<OomKill>,
     /// What the agent itself took, where one is running.
     pub own: Option<OwnCost>,
 }
@@ -211,6 +213,7 @@ pub(super) mod tests {
                 quality: Quality::default(),
             },
             abnormal: Vec::new(),
+            killed: Vec::new(),
             own: None,
         }
     }

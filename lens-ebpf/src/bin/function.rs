@@ -16,7 +16,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{BPF_NOEXIST, pt_regs},
-    helpers::{bpf_get_current_task_btf, generated::bpf_ktime_get_ns},
+    helpers::generated::bpf_ktime_get_ns,
     macros::{btf_map, map, uprobe, uretprobe},
     maps::{Array, HashMap, RingBuf},
     programs::{ProbeContext, RetProbeContext},
@@ -28,7 +28,13 @@ use lens_common::{
     hist::{BUCKETS, bucket},
     loss,
 };
-use lens_ebpf::{atomic, flat, loss::count, per_cpu, target::cgroup_of, task::TaskStorage};
+use lens_ebpf::{
+    atomic, flat,
+    loss::count,
+    per_cpu,
+    target::cgroup_of,
+    task::{TaskStorage, current},
+};
 
 #[map]
 static TRACING: Array<Tracing> = Array::with_max_entries(1, per_cpu::MAPPED);
@@ -58,12 +64,6 @@ unsafe fn frame(stack: *mut Stack, i: u64) -> *mut Frame {
     let i = flat::masked::<{ DEPTH as u32 - 1 }>(i);
     // SAFETY: inside the record.
     unsafe { (&raw mut (*stack).frames).cast::<Frame>().add(i as usize) }
-}
-
-#[inline(always)]
-fn current() -> *const u8 {
-    // SAFETY: takes nothing, and there is always a current task.
-    unsafe { bpf_get_current_task_btf().cast::<u8>().cast_const() }
 }
 
 #[inline(always)]

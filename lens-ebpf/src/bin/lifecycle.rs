@@ -12,15 +12,14 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map},
     maps::{Array, LruHashMap, RingBuf},
     programs::BtfTracePointContext,
 };
 use lens_common::{
     lifecycle::{
-        BY_ABRT, BY_FAULT, BY_KILL, BY_OTHER, BY_SEGV, COMM, ExitEvent, Forker, KILLERS,
-        LifecycleSlot,
+        BY_ABRT, BY_FAULT, BY_KILL, BY_OTHER, BY_SEGV, ExitEvent, Forker, KILLERS, LifecycleSlot,
     },
     limits::{ENDED, EXIT_BYTES, FORKER_PROBES, FORKERS, SLOTS},
     loss,
@@ -31,6 +30,7 @@ use lens_ebpf::{
     loss::count,
     offsets, per_cpu,
     target::{cgroup_of, slot_of},
+    task::{comm_of, current},
 };
 
 #[map]
@@ -50,8 +50,6 @@ offsets! {
     TASK_PID,
     /// `task_struct.tgid`
     TASK_TGID,
-    /// `task_struct.comm`
-    TASK_COMM,
     /// `task_struct.exit_code`
     TASK_EXIT_CODE,
     /// `task_struct.real_parent`
@@ -89,13 +87,6 @@ const GROUP_EXIT: u32 = 4;
 #[inline(always)]
 fn slot_on_this_cpu(cgroup: u64) -> Option<*mut LifecycleSlot> {
     SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot_of(cgroup)?))
-}
-
-#[inline(always)]
-unsafe fn comm_of(task: *const u8) -> [u8; COMM] {
-    // SAFETY: `task` is typed; the helper checks the address.
-    let comm = unsafe { bpf_probe_read_kernel(task.add(TASK_COMM.load() as usize).cast()) };
-    comm.unwrap_or([0; COMM])
 }
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`. Counts for the
@@ -248,7 +239,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
             }
         };
         if is_by_task {
-            let sender = bpf_get_current_task_btf().cast::<u8>().cast_const();
+            let sender = current();
             if let Some(slot) = slot_on_this_cpu(cgroup_of(sender)) {
                 atomic::add(&raw mut (*slot).signals_sent, 1);
             }

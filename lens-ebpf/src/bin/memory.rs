@@ -12,9 +12,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
-    Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel},
     macros::{btf_tracepoint, map, perf_event},
     maps::{Array, HashMap},
     programs::{BtfTracePointContext, PerfEventContext},
@@ -29,9 +27,9 @@ use lens_ebpf::{
     atomic,
     field::read,
     loss::count,
-    near, offsets, per_cpu, sample,
+    near, offsets, per_cpu, resident, sample,
     target::{cgroup_of, slot_of},
-    task::TaskContext,
+    task::{TaskContext, current},
 };
 
 #[map]
@@ -49,25 +47,6 @@ offsets! {
     MM_OWNER,
     /// `mm_struct.mm_users`
     MM_USERS,
-    /// `mm_struct.rss_stat[0].count`, or `mm_struct.rss_stat.count[0]` before 6.2
-    MM_RSS_0,
-    /// The next one.
-    MM_RSS_1,
-    /// The next one.
-    MM_RSS_2,
-    /// The last one.
-    MM_RSS_3,
-}
-
-/// 1 where the counts are an array of `atomic_long_t`: the verifier of such kernels looks through no
-/// name of a type there, and refuses a typed load.
-#[unsafe(no_mangle)]
-static MM_RSS_OPAQUE: Global<u32> = Global::new(0);
-
-#[inline(always)]
-fn current() -> *const u8 {
-    // SAFETY: takes nothing, and there is always a current task.
-    unsafe { bpf_get_current_task_btf().cast::<u8>().cast_const() }
 }
 
 #[inline(always)]
@@ -174,7 +153,7 @@ fn rss_stat(ctx: BtfTracePointContext) -> i32 {
             enter(address, mm, cgroup);
             return 0;
         }
-        let pages = resident(mm, kind);
+        let pages = resident::pages(mm, kind);
         let seen = (*space).seen.as_mut_ptr().add(kind);
         if *seen != pages {
             // Two CPUs may be here with the same address space: each takes what the other left.
@@ -228,30 +207,6 @@ unsafe fn owner_of(mm: *const u8) -> u64 {
     }
 }
 
-#[inline(always)]
-unsafe fn resident(mm: *const u8, kind: usize) -> i64 {
-    // SAFETY: `mm` is typed; such pointers take constant offsets only.
-    unsafe {
-        match kind {
-            0 => pages(mm, &MM_RSS_0),
-            1 => pages(mm, &MM_RSS_1),
-            2 => pages(mm, &MM_RSS_2),
-            _ => pages(mm, &MM_RSS_3),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn pages(mm: *const u8, offset: &Global<u32>) -> i64 {
-    // SAFETY: `mm` is typed; the helper checks the address.
-    unsafe {
-        if MM_RSS_OPAQUE.load() == 0 {
-            return read(mm, offset);
-        }
-        bpf_probe_read_kernel(mm.add(offset.load() as usize).cast::<i64>()).unwrap_or_default()
-    }
-}
-
 /// Where the pages of `cgroup`'s address spaces are counted. Not in the slot of those beyond the
 /// limit: what is added there could not be taken back when one of them gets a slot of its own.
 #[inline(always)]
@@ -282,10 +237,10 @@ unsafe fn enter(address: u64, mm: *const u8, cgroup: u64) {
     // SAFETY: `mm` is typed.
     let seen = unsafe {
         [
-            resident(mm, 0),
-            resident(mm, 1),
-            resident(mm, 2),
-            resident(mm, 3),
+            resident::pages(mm, 0),
+            resident::pages(mm, 1),
+            resident::pages(mm, 2),
+            resident::pages(mm, 3),
         ]
     };
     let space = Space { cgroup, seen };

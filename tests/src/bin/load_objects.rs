@@ -1,11 +1,9 @@
-//! Work that knows what it did. Says `ready`; then does, for each line of its input, what the line
-//! says, and answers with one line of JSON; ends with its input.
+//! Work that knows what it did.
 
 #![expect(unsafe_code, reason = "system calls as bare as they come")]
 
 use std::{
     fs,
-    io::{BufRead as _, Write as _},
     os::{
         fd::AsRawFd as _,
         unix::fs::{FileExt as _, OpenOptionsExt as _},
@@ -13,17 +11,14 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use lens_tests::work::serve;
 use serde_json::{Value, json};
 
 fn main() -> Result<()> {
-    let out = std::io::stdout();
-    writeln!(out.lock(), "ready")?;
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let n = |i: usize| -> Result<u64> { Ok(words.get(i).context("too few words")?.parse()?) };
-        let said = match words.first().copied().unwrap_or_default() {
+    serve(|line| {
+        let n = |i| line.number(i);
+        Ok(match line.work() {
             "calls" => calls(n(1)?, n(2)?),
             "numbers" => numbers(n(1)?, n(2)?),
             "sleep" => sleeps(n(1)?, n(2)?),
@@ -32,17 +27,15 @@ fn main() -> Result<()> {
             "threads" => threads(n(1)?)?,
             "group" => group(n(1)?, n(2)?)?,
             "touch" => touch(n(1)?, n(2)?)?,
-            "file" => file(words.get(1).context("no file")?)?,
+            "file" => file(line.word(1)?)?,
             "pin" => pin(n(1)?)?,
-            "direct" => direct(words.get(1).context("no file")?, n(2)?, n(3)?)?,
+            "direct" => direct(line.word(1)?, n(2)?, n(3)?)?,
             "vfork" => vfork(n(1)?)?,
             "timers" => timers(n(1)?)?,
             "signals" => signals(n(1)?, n(2)?)?,
             other => bail!("no such work: {other}"),
-        };
-        writeln!(out.lock(), "{said}")?;
-    }
-    Ok(())
+        })
+    })
 }
 
 fn calls(parents: u64, reads: u64) -> Value {

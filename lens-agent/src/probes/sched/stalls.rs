@@ -110,7 +110,7 @@ impl Stalls {
             let stall = Stall {
                 ns: at.ns,
                 tid: u32::try_from(at.tid).unwrap_or_default(),
-                comm: name(at.comm),
+                comm: text::clean_bytes(at.comm.map(u64::to_ne_bytes).as_flattened()),
                 stack: Vec::new(),
             };
             longest.keep(at.cgroup, stall, at.stack);
@@ -146,14 +146,9 @@ fn add_under_way(
         let stall = Stall {
             ns: asleep.ns,
             tid: asleep.tid,
-            comm: name(asleep.comm),
+            comm: text::clean_bytes(&asleep.comm),
             stack: Vec::new(),
         };
         longest.keep(asleep.cgroup, stall, asleep.stack);
     }
-}
-
-/// A task's name, as the kernel keeps it.
-fn name(comm: [u64; 2]) -> String {
-    text::clean_bytes(comm.map(u64::to_ne_bytes).as_flattened())
 }

@@ -7,14 +7,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{seq_file, task_struct},
-    helpers::{
-        bpf_get_current_task_btf, bpf_probe_read_kernel,
-        generated::{bpf_get_task_stack, bpf_seq_write},
-    },
+    helpers::generated::{bpf_get_task_stack, bpf_seq_write},
     macros::map,
     maps::Array,
 };
 use lens_common::{
+    lifecycle::COMM,
     limits::{STALL_NS, STALLS},
     sched::{Asleep, STALL_FRAMES, Stall},
 };
@@ -22,7 +20,7 @@ use lens_ebpf::{
     field::read,
     offsets, per_cpu, places,
     target::{cgroup_of, slot_of},
-    task::TaskContext,
+    task::{TaskContext, comm_of, current},
 };
 
 use crate::{
@@ -36,8 +34,6 @@ static STALL: Array<Stall> = Array::with_max_entries(STALLS, per_cpu::MAPPED);
 offsets! {
     /// `task_struct.__state`
     TASK_STATE,
-    /// `task_struct.comm`
-    TASK_COMM,
 }
 
 /// `__TASK_STOPPED`, `__TASK_TRACED`
@@ -58,16 +54,9 @@ pub(crate) unsafe fn stalled(task: *const u8, cgroup: u64, ns: u64) {
         }
         (*place).ns = ns;
         (*place).tid = u64::from(read::<u32>(task, &TASK_PID));
-        (*place).comm = comm_of(task);
+        (*place).comm = core::mem::transmute::<[u8; COMM], [u64; 2]>(comm_of(task));
         stack_of(task, (&raw mut (*place).stack).cast());
     }
-}
-
-#[inline(always)]
-unsafe fn comm_of(task: *const u8) -> [u64; 2] {
-    // SAFETY: the helper checks the address.
-    let comm = unsafe { bpf_probe_read_kernel(task.add(TASK_COMM.load() as usize).cast()) };
-    comm.unwrap_or_default()
 }
 
 /// Writes the kernel stack of `task`, with zeros behind it.
@@ -140,7 +129,7 @@ unsafe fn slept_for(task: *const u8) -> u64 {
             return 0;
         }
         // The clock of a run queue stands still while it is idle; this one is not.
-        let now = now_at(bpf_get_current_task_btf().cast::<u8>().cast_const()).clock;
+        let now = now_at(current()).clock;
         let ns = now.wrapping_sub((*rec).slept_at);
         if (ns as i64) < 0 { 0 } else { ns }
     }

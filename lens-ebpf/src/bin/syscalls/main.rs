@@ -16,6 +16,8 @@
 )]
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
+mod futex;
+
 use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns},
@@ -23,6 +25,7 @@ use aya_ebpf::{
     maps::Array,
     programs::BtfTracePointContext,
 };
+use futex::FUTEX_COUNTED;
 use lens_common::{
     hist::{BUCKETS, bucket},
     limits::{CALL_PROBES, CALLS, ERRNOS, SLOTS, TIMED_TASKS, TIMES},
@@ -71,7 +74,7 @@ offsets! {
     TASK_PID,
 }
 
-/// One call in so many is timed; 0 is none, and then `sys_enter` is not attached.
+/// One call in so many is timed; 0 is none.
 #[unsafe(no_mangle)]
 static TIME_ONE_IN: Global<u32> = Global::new(0);
 
@@ -96,9 +99,17 @@ const FORKS: [u32; 8] = [
 /// The smallest result that is an error: -4095.
 const ERRORS: u64 = -4095_i64 as u64;
 
-/// `sys_enter(struct pt_regs *regs, long id)`: picks the calls that are timed.
+/// `sys_enter(struct pt_regs *regs, long id)`: picks the calls that are timed. Not attached where
+/// neither that nor futexes are wanted.
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
+    if FUTEX_COUNTED.load() != 0 && ctx.arg::<u64>(1) as u32 == futex::NR {
+        // SAFETY: the argument is that of the prototype above.
+        unsafe { futex::enter(ctx.arg(0)) }
+    }
+    if TIME_ONE_IN.load() == 0 {
+        return 0;
+    }
     let Some(countdown) = COUNTDOWN.get_ptr_mut(per_cpu::cpu()) else {
         return 0;
     };
@@ -142,6 +153,9 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         let nr = number(read(regs, &REGS_ORIG_AX), read(task, &TASK_STATUS));
         if TIME_ONE_IN.load() != 0 {
             time(task, cgroup, nr);
+        }
+        if FUTEX_COUNTED.load() != 0 && nr == futex::NR {
+            futex::exit(regs, task, cgroup, result);
         }
         let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ nr.wrapping_mul(0x85EB_CA6B);
         if let Some(call) = place(cgroup, nr, mixed) {
