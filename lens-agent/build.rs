@@ -19,6 +19,7 @@ const OBJECTS: &[&str] = &[
     "faultstacks",
     "lifecycle",
     "interrupts",
+    "net",
     "function",
 ];
 

@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod loss;
 pub mod memory;
+pub mod net;
 pub mod place;
 pub mod sample;
 pub mod sched;

@@ -58,3 +58,8 @@ pub const FORKER_PROBES: u32 = 8;
 pub const ENDED: u32 = 1024;
 /// Bytes for records of abnormal exits that nobody has read yet.
 pub const EXIT_BYTES: u32 = 64 * 1024;
+
+/// (cgroup, reason) places a CPU for dropped packets; a power of two.
+pub const DROPS: u32 = 512;
+/// Sockets that one reading takes note of.
+pub const SOCKETS: u32 = 65_536;

@@ -17,6 +17,7 @@ mod log;
 mod mapped;
 pub mod memory;
 mod near;
+pub mod net;
 mod object;
 mod pins;
 pub mod prologue;
@@ -49,6 +50,7 @@ pub use self::{
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
+    net::{HeldSockets, Listener, Messages, NetCounters, NetReading},
     object::{Object, ObjectError, ProgramCost},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
     syscall_names::{name_of_call, name_of_errno},
@@ -105,6 +107,12 @@ pub const REGISTRY: &[Definition] = &[
         title: "time in interrupts and softirqs, whom they interrupt, and timers started",
         blind: "CPU time that goes to interrupts, storms of timers",
         start: interrupts::start,
+    },
+    Definition {
+        name: "net",
+        title: "retransmits, resets, drops, failed connects and sockets by cgroup",
+        blind: "lossy paths, full accept queues and receive buffers, socket leaks",
+        start: net::start,
     },
 ];
 
@@ -171,6 +179,8 @@ pub struct KernelReading {
     pub lifecycle: Option<LifecycleReading>,
     /// Interrupts, softirqs, timers.
     pub interrupts: Option<InterruptsReading>,
+    /// Sockets, and what they lose.
+    pub net: Option<NetReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.
