@@ -93,10 +93,10 @@ const UDP: u16 = 17;
 const ECONNREFUSED: i32 = 111;
 const ETIMEDOUT: i32 = 110;
 
-/// The id of the cgroup that `sk` belongs to; 0 if there is no socket, or only what stands for one.
+/// The id of the cgroup that `sk` belongs to; 0 if it only stands for a socket.
 #[inline(always)]
 unsafe fn owner_of(sk: *const u8) -> u64 {
-    // SAFETY: `sk` is typed; loads through NULL read 0.
+    // SAFETY: `sk` is typed, and not NULL.
     unsafe {
         let state = u16::from(read::<u8>(sk, &SK_STATE));
         if state == state::TIME_WAIT || state == state::NEW_SYN_RECV {
@@ -265,7 +265,8 @@ fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
             atomic::add(&raw mut (*dropped).packets, weight);
         }
         let skb: *const u8 = ctx.arg(0);
-        let mut cgroup = owner_of(read(skb, &SKB_SK));
+        let sk: *const u8 = read(skb, &SKB_SK);
+        let mut cgroup = if sk.is_null() { 0 } else { owner_of(sk) };
         if HAS_RX_SK.load() != 0 && cgroup == 0 {
             let sk: *const u8 = ctx.arg(3);
             if !sk.is_null() {
