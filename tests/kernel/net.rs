@@ -152,6 +152,30 @@ fn a_full_accept_queue_is_the_listening_sockets() -> Result<()> {
 }
 
 #[test]
+fn a_syn_that_nobody_takes_is_sent_again() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let mut pair = Pair::new()?;
+    let port = pair.listen(0)?;
+    let (_, before, _) = pair.read()?;
+    assert_eq!(before.listen_drops, Some(0));
+    // The first takes the only place; the kernel tries again after a second, and gives up then.
+    pair.client.run(&format!("connect {port} 1 1000"))?;
+    let error = pair.client.run(&format!("try {port} 1500"))?;
+    let (_, server, client) = pair.read()?;
+    assert_eq!(error["timed_out"], Value::Bool(true), "{error}");
+    let again = pair.kernel("snmp", "Tcp:", "RetransSegs")?;
+    assert!(again >= 1);
+    assert_eq!((client.syn_retransmits, client.retransmits), (again, again));
+    assert_eq!((client.timed_out, client.abandoned), (1, 0));
+    let drops = pair.kernel("netstat", "TcpExt:", "ListenDrops")?;
+    assert_eq!(server.listen_drops, Some(drops));
+    assert_eq!((server.retransmits, server.timed_out), (0, 0));
+    Ok(())
+}
+
+#[test]
 fn refused_connects_are_the_callers() -> Result<()> {
     if !root_or_say_not_run()? {
         return Ok(());

@@ -8,9 +8,11 @@ mod cpu;
 mod events;
 mod host;
 mod memory;
+mod network;
 mod pressure;
 mod processes;
 mod scheduler;
+mod sockets;
 mod syscalls;
 mod tracer;
 mod view;
@@ -56,6 +58,8 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &tracer::Tracer,
     &events::Events,
     &cpu::Cpu,
+    &network::Network,
+    &sockets::Sockets,
     &agent::Agent,
 ];
 

@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead as _, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ fn main() -> Result<()> {
             "listen" => held.listen(n(1)?)?,
             "accept" => held.accept()?,
             "connect" => held.connect(port(1)?, n(2)?, n(3)?)?,
+            "try" => attempt(port(1)?, n(2)?)?,
             "send" => held.send(n(1)?)?,
             "receive" => held.receive(n(1)?)?,
             "deafen" => held.deafen()?,
@@ -212,6 +213,34 @@ impl Held {
         self.datagrams = Some(socket);
         Ok(json!({ "port": port }))
     }
+}
+
+/// Tries to connect for as long as the kernel does when it is told to give up after so many
+/// milliseconds.
+fn attempt(port: u16, millis: u64) -> Result<Value> {
+    // SAFETY: a new socket, owned from here on; an address that outlives the call.
+    let connected = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        ensure!(fd >= 0, std::io::Error::last_os_error());
+        let socket = OwnedFd::from_raw_fd(fd);
+        let millis = u32::try_from(millis)?;
+        set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &millis)?;
+        let mut to: libc::sockaddr_in = std::mem::zeroed();
+        to.sin_family = u16::try_from(libc::AF_INET)?;
+        to.sin_port = port.to_be();
+        to.sin_addr.s_addr = u32::from(Ipv4Addr::LOCALHOST).to_be();
+        let size = libc::socklen_t::try_from(size_of_val(&to))?;
+        checked(libc::connect(
+            socket.as_raw_fd(),
+            (&raw const to).cast(),
+            size,
+        ))
+    };
+    let timed_out = connected.is_err_and(|why| {
+        let why = why.downcast_ref::<std::io::Error>();
+        why.is_some_and(|why| why.kind() == std::io::ErrorKind::TimedOut)
+    });
+    Ok(json!({ "timed_out": timed_out }))
 }
 
 fn datagrams(port: u16, times: u64) -> Result<Value> {
