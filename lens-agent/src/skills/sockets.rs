@@ -113,8 +113,8 @@ impl Skill for Sockets {
 
     fn description(&self) -> &'static str {
         "The TCP and UDP sockets that processes hold, by state, and the queues of those that listen. \
-         They are looked up at each reading among the files of all processes, in every network \
-         namespace; connections made, accepted and ended are counted as it happens. A queue that is \
+         They are looked up at each reading (on a host with very many of them, less often) among the \
+         files of all processes, in every network namespace; connections made, accepted and ended are counted as it happens. A queue that is \
          full at the moment of reading means a service that accepts too slowly; its drops are the \
          kernel's count for each listening socket, in which a request may be dropped, and counted, \
          several times. A leak shows as a count that only grows: in CLOSE_WAIT when the process \

@@ -6,7 +6,6 @@
 #![no_main]
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::inline_always,
     clippy::needless_pass_by_value,

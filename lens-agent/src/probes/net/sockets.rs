@@ -5,7 +5,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Read as _,
+    mem,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use lens_common::{
@@ -16,6 +18,8 @@ use lens_common::{
         state::{ESTABLISHED, LISTEN},
     },
 };
+
+use rustix::time::ClockId;
 
 use super::{HeldSockets, Listener, NetReading, own_or_other};
 use crate::{
@@ -31,15 +35,25 @@ const LISTENERS: usize = 1024;
 /// What a listening socket had dropped when it was last seen, by its address.
 type Seen = BTreeMap<u64, u32>;
 
+/// A walk that takes less CPU time than this is made at every reading.
+const CHEAP: Duration = Duration::from_millis(5);
+/// After a dearer one nobody walks for so many times as long.
+const REST: u32 = 200;
+
 /// The iterator over them, and what it said the last time.
 #[derive(Debug)]
 pub(super) struct Sockets {
     iterator: Result<PathBuf, String>,
+    /// What the last walk found.
+    found: Vec<Socket>,
+    /// When the next one is due, by the monotonic clock.
+    due: Duration,
+    /// The targets at that walk.
+    targets: BTreeSet<u64>,
+    /// What each listening socket had dropped then.
     seen: Seen,
     /// What the listening sockets of each target have dropped since it became one.
     dropped: BTreeMap<u64, u64>,
-    /// The targets of the reading before.
-    targets: BTreeSet<u64>,
 }
 
 impl Sockets {
@@ -47,36 +61,36 @@ impl Sockets {
         let iterator = object.pin_iterator("sockets", "task_file", setup.types, setup.pins);
         Self {
             iterator: iterator.map_err(|why| why.to_string()),
+            found: Vec::new(),
+            due: Duration::ZERO,
+            targets: BTreeSet::new(),
             seen: Seen::new(),
             dropped: BTreeMap::new(),
-            targets: BTreeSet::new(),
         }
     }
 
-    /// Adds what there is.
+    /// Adds what there is, or was at the last walk.
     pub(super) fn read(&mut self, targets: &Targets, into: &mut NetReading, quality: &mut Quality) {
-        let records = self.iterator.as_ref().map(|path| walk(path));
-        let sockets = match records {
-            Ok(Ok(sockets)) => sockets,
-            Ok(Err(why)) => return quality.miss("net.sockets", why.to_string()),
-            Err(why) => return quality.miss("net.sockets", why),
-        };
-        if sockets.len() >= SOCKETS as usize {
+        if let Err(why) = self.look(targets) {
+            return quality.miss("net.sockets", why);
+        }
+        if self.found.len() >= SOCKETS as usize {
             quality.miss(
                 "net.sockets",
                 "more descriptors of sockets than are looked at",
             );
         }
-        for counters in into.cgroups.values_mut() {
-            counters.held = Some(HeldSockets::default());
+        for (cgroup, counters) in &mut into.cgroups {
+            // One that is new since the walk is not known to have none.
+            if *cgroup == 0 || self.targets.contains(cgroup) {
+                counters.held = Some(HeldSockets::default());
+                counters.listen_drops = Some(0);
+            }
         }
         let mut listeners = BTreeMap::new();
         let mut once = BTreeSet::new();
-        let mut seen = Seen::new();
-        for socket in sockets.iter().filter(|s| once.insert(s.address)) {
-            if socket.state == LISTEN && socket.protocol != UDP {
-                self.count_drops(socket);
-                seen.insert(socket.address, socket.drops);
+        for socket in self.found.iter().filter(|s| once.insert(s.address)) {
+            if is_listening(socket) {
                 listen(socket, listeners.entry(key(socket)).or_default());
             }
             let counters = own_or_other(&mut into.cgroups, socket.cgroup);
@@ -84,16 +98,10 @@ impl Sockets {
                 hold(socket, held);
             }
         }
-        self.seen = seen;
-        self.targets = targets.live().keys().copied().collect();
-        self.dropped
-            .retain(|cgroup, _| self.targets.contains(cgroup));
-        for counters in into.cgroups.values_mut() {
-            counters.listen_drops = Some(0);
-        }
         for (cgroup, n) in &self.dropped {
-            if let Some(counters) = own_or_other(&mut into.cgroups, *cgroup) {
-                *counters.listen_drops.get_or_insert_default() += n;
+            let counters = own_or_other(&mut into.cgroups, *cgroup);
+            if let Some(drops) = counters.and_then(|counters| counters.listen_drops.as_mut()) {
+                *drops += n;
             }
         }
         if listeners.len() > LISTENERS {
@@ -103,24 +111,63 @@ impl Sockets {
         into.listeners = listeners.into_values().take(LISTENERS).collect();
     }
 
-    /// Adds what a listening socket has dropped since it was seen. One that is new to a target that is
-    /// not has dropped all of it since; another may have long before.
-    fn count_drops(&mut self, socket: &Socket) {
-        let before = self.seen.get(&socket.address).copied();
-        let since = match before {
-            // Less than before is another socket, at the same address.
-            Some(before) if before <= socket.drops => socket.drops - before,
-            None if !self.targets.contains(&socket.cgroup) => 0,
-            _ => socket.drops,
-        };
-        *self.dropped.entry(socket.cgroup).or_default() += u64::from(since);
+    /// Walks, if that is due.
+    fn look(&mut self, targets: &Targets) -> Result<(), String> {
+        let path = self.iterator.as_ref().map_err(Clone::clone)?;
+        if now(ClockId::Monotonic) < self.due {
+            return Ok(());
+        }
+        let began = now(ClockId::ThreadCPUTime);
+        self.found = walk(path).map_err(|why| why.to_string())?;
+        let live = targets.live().keys().copied().collect();
+        let before = mem::replace(&mut self.targets, live);
+        self.count_drops(&before);
+        self.dropped
+            .retain(|cgroup, _| self.targets.contains(cgroup));
+        let took = now(ClockId::ThreadCPUTime).saturating_sub(began);
+        if took >= CHEAP {
+            self.due = now(ClockId::Monotonic) + took * REST;
+        }
+        Ok(())
+    }
+
+    /// Adds what listening sockets have dropped since they were seen. One that is new to a target that
+    /// is not has dropped all of it since; another may have long before.
+    fn count_drops(&mut self, before: &BTreeSet<u64>) {
+        let mut seen = Seen::new();
+        for socket in self.found.iter().filter(|socket| is_listening(socket)) {
+            if seen.insert(socket.address, socket.drops).is_some() {
+                continue;
+            }
+            let since = match self.seen.get(&socket.address) {
+                // Less than before is another socket, at the same address.
+                Some(then) if *then <= socket.drops => socket.drops - then,
+                None if !before.contains(&socket.cgroup) => 0,
+                _ => socket.drops,
+            };
+            *self.dropped.entry(socket.cgroup).or_default() += u64::from(since);
+        }
+        self.seen = seen;
     }
 
     /// Nobody has looked for a while.
     pub(super) fn forget(&mut self) {
         self.seen.clear();
         self.targets.clear();
+        self.due = Duration::ZERO;
     }
+}
+
+fn now(clock: ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(clock);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
+}
+
+fn is_listening(socket: &Socket) -> bool {
+    socket.state == LISTEN && socket.protocol != UDP
 }
 
 /// The descriptors that are sockets of targets, as many as are looked at.
