@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lens_agent::probes::{KernelReading, NetCounters, NetReading};
+use lens_agent::probes::{HeldSockets, KernelReading, Messages, NetCounters, NetReading};
 use lens_tests::{cgroup::Cgroup, root_or_say_not_run, until};
 use serde_json::Value;
 
@@ -24,6 +24,8 @@ struct Pair {
     calling: Cgroup,
     control: Cgroup,
     nest: Nest,
+    /// Parts that this kernel lacks.
+    lacks: Vec<String>,
 }
 
 /// Ends with the test.
@@ -57,6 +59,7 @@ impl Pair {
             calling,
             control,
             nest,
+            lacks: Vec::new(),
         })
     }
 
@@ -64,17 +67,44 @@ impl Pair {
     fn read(&mut self) -> Result<(NetReading, NetCounters, NetCounters)> {
         let reading = self.nest.read();
         let quality = &reading.quality;
-        assert!(quality.missing.is_empty(), "{quality:?}");
+        self.lacks = quality.missing.iter().map(|m| m.probe.clone()).collect();
+        // Not before 6.3, and 6.11.
+        let may_lack = ["net.messages", "net.drops.received"];
+        let mut lacks = self.lacks.iter();
+        assert!(lacks.all(|part| may_lack.contains(&&**part)), "{quality:?}");
         assert!(quality.lost.is_empty(), "{quality:?}");
         let idle = NetCounters {
-            messages: Some(lens_agent::probes::Messages::default()),
+            messages: (!self.lacks("net.messages")).then(Messages::default),
             listen_drops: Some(0),
-            held: Some(lens_agent::probes::HeldSockets::default()),
+            held: Some(HeldSockets::default()),
             ..NetCounters::default()
         };
         assert_eq!(of(&reading, &self.control)?, idle);
         let (server, client) = (of(&reading, &self.serving)?, of(&reading, &self.calling)?);
         Ok((reading.net.context("no reading")?, server, client))
+    }
+
+    /// The same, once sockets have been looked up again and `is_so` of them: on a slow machine that is
+    /// not done at every reading.
+    fn read_until(
+        &mut self,
+        is_so: impl Fn(&NetCounters, &NetCounters) -> bool,
+    ) -> Result<(NetReading, NetCounters, NetCounters)> {
+        let mut last = self.read()?;
+        until("as expected", Duration::from_secs(20), || {
+            if !is_so(&last.1, &last.2)
+                && let Ok(next) = self.read()
+            {
+                last = next;
+            }
+            is_so(&last.1, &last.2)
+        })
+        .with_context(|| format!("{last:?}"))?;
+        Ok(last)
+    }
+
+    fn lacks(&self, part: &str) -> bool {
+        self.lacks.iter().any(|lacks| lacks == part)
     }
 
     /// A counter of the kernel's for their namespace.
@@ -101,6 +131,10 @@ fn of(reading: &KernelReading, cgroup: &Cgroup) -> Result<NetCounters> {
     Ok(counters.context("no target")?.clone())
 }
 
+fn established(counters: &NetCounters) -> Option<u64> {
+    counters.held.as_ref().map(|held| held.tcp[1])
+}
+
 fn number(said: &Value, name: &str) -> Result<u64> {
     said[name]
         .as_u64()
@@ -116,7 +150,7 @@ fn a_full_accept_queue_is_the_listening_sockets() -> Result<()> {
     let port = pair.listen(4)?;
     let (_, before, _) = pair.read()?;
     let said = pair.client.run(&format!("connect {port} 12 100"))?;
-    let (reading, server, client) = pair.read()?;
+    let (reading, server, client) = pair.read_until(|s, _| s.listen_drops == Some(7))?;
     let given_up = number(&said, "timed_out")?;
     let overflows = pair.kernel("netstat", "TcpExt:", "ListenOverflows")?;
     assert_eq!((overflows, given_up), (7, 7), "{said}");
@@ -133,7 +167,6 @@ fn a_full_accept_queue_is_the_listening_sockets() -> Result<()> {
     assert_eq!((row.cgroup, row.is_v6), (pair.serving.id()?, false));
     assert_eq!((row.backlog, row.limit, row.fullest_percent), (5, 4, 100));
     // Those that wait are no process's yet.
-    let established = |c: &NetCounters| c.held.as_ref().map(|held| held.tcp[1]);
     assert_eq!(
         (established(&server), established(&client)),
         (Some(0), Some(5))
@@ -141,7 +174,7 @@ fn a_full_accept_queue_is_the_listening_sockets() -> Result<()> {
     for _ in 0..5 {
         pair.server.run("accept")?;
     }
-    let (reading, server, _) = pair.read()?;
+    let (reading, server, _) = pair.read_until(|s, _| established(s) == Some(5))?;
     assert_eq!(reading.listeners[0].backlog, 0);
     assert_eq!(
         (server.listen_drops, established(&server)),
@@ -163,14 +196,13 @@ fn a_syn_that_nobody_takes_is_sent_again() -> Result<()> {
     // The first takes the only place; the kernel tries again after a second, and gives up then.
     pair.client.run(&format!("connect {port} 1 1000"))?;
     let error = pair.client.run(&format!("try {port} 1500"))?;
-    let (_, server, client) = pair.read()?;
+    let drops = pair.kernel("netstat", "TcpExt:", "ListenDrops")?;
+    let (_, server, client) = pair.read_until(|s, _| s.listen_drops == Some(drops))?;
     assert_eq!(error["timed_out"], Value::Bool(true), "{error}");
     let again = pair.kernel("snmp", "Tcp:", "RetransSegs")?;
     assert!(again >= 1);
     assert_eq!((client.syn_retransmits, client.retransmits), (again, again));
     assert_eq!((client.timed_out, client.abandoned), (1, 0));
-    let drops = pair.kernel("netstat", "TcpExt:", "ListenDrops")?;
-    assert_eq!(server.listen_drops, Some(drops));
     assert_eq!((server.retransmits, server.timed_out), (0, 0));
     Ok(())
 }
@@ -239,7 +271,9 @@ fn what_is_sent_again_is_what_the_kernel_says() -> Result<()> {
     assert_eq!(pair.kernel("snmp", "Tcp:", "RetransSegs")?, truth);
     assert_eq!((client.syn_retransmits, server.retransmits), (0, 0));
     // All but the last were dropped by the filter.
-    assert_eq!(server.drops.get("SOCKET_FILTER"), Some(&truth));
+    if !pair.lacks("net.drops.received") {
+        assert_eq!(server.drops.get("SOCKET_FILTER"), Some(&truth));
+    }
     assert!(reading.drops.get("SOCKET_FILTER") >= Some(&truth));
     assert_eq!(client.drops.get("SOCKET_FILTER"), None);
     pair.nest.print_costs();
@@ -255,14 +289,15 @@ fn datagrams_without_room_are_the_receivers() -> Result<()> {
     let port = number(&pair.server.run("bind 4096")?, "port")?;
     pair.client.run(&format!("datagrams {port} 500"))?;
     let errors = pair.kernel("snmp", "Udp:", "RcvbufErrors")?;
-    let (_, server, client) = pair.read()?;
+    let holds_one = |c: &NetCounters| c.held.as_ref().is_some_and(|held| held.udp == 1);
+    let (_, server, client) = pair.read_until(|server, _| holds_one(server))?;
     assert!(errors > 400, "{errors}");
     assert_eq!((server.udp_drops, client.udp_drops), (errors, 0));
     let held = server.held.context("not looked at")?;
-    assert_eq!(held.udp, 1);
     assert!(held.unread_bytes >= (500 - errors) * 512, "{held:?}");
-    let messages = client.messages.context("not counted")?;
-    assert_eq!((messages.sends, messages.sent_bytes), (500, 500 * 512));
+    if let Some(messages) = client.messages {
+        assert_eq!((messages.sends, messages.sent_bytes), (500, 500 * 512));
+    }
     pair.nest.print_costs();
     Ok(())
 }
@@ -281,16 +316,14 @@ fn round_trips_are_those_of_tcp_info() -> Result<()> {
         pair.server.run("receive 100")?;
     }
     let rtt_us = number(&pair.client.run("info")?, "rtt_us")?;
-    let (_, server, client) = pair.read()?;
-    let held = client.held.context("not looked at")?;
     let mut expected = [0; 32];
     expected[rtt_us.ilog2() as usize] = 1;
-    assert_eq!(held.rtt_us, expected, "{rtt_us}");
-    let (sent, received) = (client.messages, server.messages);
-    let sent = sent.context("not counted")?;
-    let received = received.context("not counted")?;
-    assert_eq!((sent.sends, sent.sent_bytes), (20, 2000));
-    assert_eq!((received.receives, received.received_bytes), (20, 2000));
+    let is_so = |c: &NetCounters| c.held.as_ref().is_some_and(|held| held.rtt_us == expected);
+    let (_, server, client) = pair.read_until(|_, client| is_so(client))?;
+    if let Some((sent, received)) = client.messages.zip(server.messages) {
+        assert_eq!((sent.sends, sent.sent_bytes), (20, 2000));
+        assert_eq!((received.receives, received.received_bytes), (20, 2000));
+    }
     pair.client.run("reset")?;
     let (_, _, client) = pair.read()?;
     assert_eq!(client.closed_rtt_us, expected);

@@ -177,6 +177,10 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     attach(&mut object, "net.udp_drops", &["udp_fail_queue_rcv_skb"]);
     attach(&mut object, "net.drops", &["kfree_skb"]);
     attach(&mut object, "net.messages", &MESSAGES);
+    if !says_receiver(types) {
+        let why = "this kernel does not say for which socket a dropped packet came in";
+        missing.push(("net.drops.received", why.to_owned()));
+    }
     Ok(Box::new(Net {
         losses: Losses::of(&object)?,
         slots: Slots::of(&object)?,
@@ -224,9 +228,13 @@ fn constants(plan: &mut Plan<'_>, types: &KernelTypes) -> Result<(), ObjectError
         "UNTOLD",
         untold.ok_or(absent(REASON, "SKB_DROP_REASON_NOT_SPECIFIED"))?,
     );
-    let has_rx_sk = types.tracepoint_args("kfree_skb") >= Some(4);
-    plan.constant("HAS_RX_SK", u32::from(has_rx_sk));
+    plan.constant("HAS_RX_SK", u32::from(says_receiver(types)));
     Ok(())
+}
+
+/// Whether a dropped packet comes with the socket it was for, since 6.11.
+fn says_receiver(types: &KernelTypes) -> bool {
+    types.tracepoint_args("kfree_skb") >= Some(4)
 }
 
 /// The kernel's enumeration of why packets are dropped.
