@@ -1,5 +1,7 @@
 //! The sockets that processes hold: how many, in which state, and whose queues are full.
 
+use lens_common::net::state::{CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT};
+
 use super::{Look, Skill, View};
 use crate::{
     base::{
@@ -8,7 +10,6 @@ use crate::{
     },
     probes::{HeldSockets, NetCounters, NetReading},
 };
-use lens_common::net::state::{CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT};
 
 /// The skill.
 #[derive(Debug)]

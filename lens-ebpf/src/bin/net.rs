@@ -158,7 +158,7 @@ fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `tcp_send_reset(const struct sock *sk, const struct sk_buff *skb)`, with a third argument since
-/// 6.11; `sk` may be NULL.
+/// 6.10; `sk` may be NULL.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is that of the prototype above; a counter in this CPU's block.
