@@ -22,6 +22,7 @@ const OBJECTS: &[&str] = &[
     "block",
     "reclaim",
     "locks",
+    "net",
     "function",
 ];
 

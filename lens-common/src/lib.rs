@@ -17,6 +17,7 @@ pub mod limits;
 pub mod locks;
 pub mod loss;
 pub mod memory;
+pub mod net;
 pub mod place;
 pub mod reclaim;
 pub mod sample;

@@ -86,3 +86,8 @@ pub const OOM_BYTES: u32 = 128 * 1024;
 pub const LOCK_SLEEPERS: u32 = 2048;
 /// (cgroup, address) places a CPU for futexes; a power of two.
 pub const FUTEXES: u32 = 512;
+
+/// (cgroup, reason) places a CPU for dropped packets; a power of two.
+pub const DROPS: u32 = 512;
+/// Sockets that one reading takes note of.
+pub const SOCKETS: u32 = 65_536;

@@ -1,4 +1,4 @@
-//! The current task, records that live and die with a task, and walks over all tasks.
+//! The current task, records that live and die with a task, and walks over all tasks and their files.
 
 use core::{ffi::c_void, ptr};
 
@@ -93,4 +93,18 @@ pub struct TaskContext {
     pub meta: *const u8,
     /// The task; NULL after the last.
     pub task: *const u8,
+}
+
+/// `struct bpf_iter__task_file`: what an iterator over the files of all tasks is given.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FileContext {
+    /// `struct bpf_iter_meta`.
+    pub meta: *const u8,
+    /// The task.
+    pub task: *const u8,
+    /// The descriptor.
+    pub fd: u32,
+    /// The file; NULL after the last.
+    pub file: *const u8,
 }

@@ -19,6 +19,8 @@ mod memory;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod net;
+#[cfg(test)]
 mod objects;
 #[cfg(test)]
 mod probe_log;

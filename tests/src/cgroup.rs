@@ -5,7 +5,10 @@ use std::{
     io::Write as _,
     os::{
         fd::AsFd as _,
-        unix::{fs::MetadataExt as _, process::CommandExt as _},
+        unix::{
+            fs::{FileExt as _, MetadataExt as _},
+            process::CommandExt as _,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -298,11 +301,12 @@ impl Cgroup {
     pub fn kill(&self) -> Result<()> {
         let dir = self.dir();
         fs::write(dir.join("cgroup.kill"), "1")?;
-        let events = dir.join("cgroup.events");
-        let file = fs::File::open(&events)?;
+        let file = fs::File::open(dir.join("cgroup.events"))?;
+        let mut text = [0; 256];
         for _ in 0..1000 {
-            // The file counts as changed until it is read.
-            if field(&events, "populated")? == 0 {
+            // The file counts as changed until it is read through the same descriptor.
+            let n = file.read_at(&mut text, 0)?;
+            if text[..n].starts_with(b"populated 0") {
                 return Ok(());
             }
             let mut changed = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::PRI)];

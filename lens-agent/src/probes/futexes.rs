@@ -111,7 +111,7 @@ impl Futexes {
         Ok(Self {
             table: object.mapped("FUTEX", FUTEXES)?,
             strangers: Strangers::default(),
-            waiting: object.pin_iterator("futex_waiters", types, pins)?,
+            waiting: object.pin_iterator("futex_waiters", "task", types, pins)?,
             known: HashMap::new(),
             idle: HashMap::new(),
         })

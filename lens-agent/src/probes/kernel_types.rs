@@ -1,6 +1,6 @@
 //! What the running kernel's structures look like, from its own BTF.
 
-use std::{fmt, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use btf_rs::{Btf, Type};
 
@@ -97,6 +97,19 @@ impl KernelTypes {
                 .find(|m| self.types.resolve_name(*m).is_ok_and(|n| n == name))?;
             Some(member.val())
         })
+    }
+
+    /// The names of the enumeration `of`, by value; empty if there is none.
+    pub fn enum_names(&self, of: &str) -> BTreeMap<u32, String> {
+        let types = self.types.resolve_types_by_name(of).unwrap_or_default();
+        let found = types.into_iter().find_map(|found| match found {
+            Type::Enum(found) => Some(found),
+            _ => None,
+        });
+        let members = found.iter().flat_map(|found| &found.members);
+        members
+            .filter_map(|member| Some((member.val(), self.types.resolve_name(member).ok()?)))
+            .collect()
     }
 
     /// How many arguments the tracepoint `name` hands to a `tp_btf` program, if it exists.

@@ -119,7 +119,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let spaces = if known {
         object.attach("rss_stat", types)?;
         object
-            .pin_iterator("spaces", types, setup.pins)
+            .pin_iterator("spaces", "task", types, setup.pins)
             .map_err(|why| why.to_string())
     } else {
         Err("this kernel does not tell whose an address space is, or how big".to_owned())

@@ -21,6 +21,7 @@ mod log;
 mod mapped;
 pub mod memory;
 mod near;
+pub mod net;
 mod object;
 mod pins;
 pub mod prologue;
@@ -58,6 +59,7 @@ pub use self::{
     locks::{LockCounters, LocksReading},
     log::{LogLevel, LogLine},
     memory::{MemoryCounters, MemoryReading, ResidentPages},
+    net::{HeldSockets, Listener, Messages, NetCounters, NetReading},
     object::{Object, ObjectError, ProgramCost},
     reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
@@ -134,6 +136,12 @@ pub const REGISTRY: &[Definition] = &[
         title: "waits for locks by cgroup: the kernel's by kind, and futexes by address",
         blind: "lock contention, convoys and deadlocks",
         start: locks::start,
+    },
+    Definition {
+        name: "net",
+        title: "retransmits, resets, drops, failed connects and sockets by cgroup",
+        blind: "lossy paths, full accept queues and receive buffers, socket leaks",
+        start: net::start,
     },
 ];
 
@@ -214,6 +222,8 @@ pub struct KernelReading {
     pub locks: Option<LocksReading>,
     /// Futexes.
     pub futexes: Option<FutexReading>,
+    /// Sockets, and what they lose.
+    pub net: Option<NetReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

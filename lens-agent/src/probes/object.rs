@@ -347,10 +347,12 @@ impl Object {
             .collect()
     }
 
-    /// Loads the iterator `program` over tasks and pins it: each reading of the file walks anew.
+    /// Loads the iterator `program` over `what` (`task`, `task_file`) and pins it: each reading of the
+    /// file walks anew.
     pub fn pin_iterator(
         &mut self,
         program: &'static str,
+        what: &str,
         types: &KernelTypes,
         pins: &Pins,
     ) -> Result<PathBuf, ObjectError> {
@@ -360,7 +362,7 @@ impl Object {
         };
         let iterator: &mut Iter = found;
         iterator
-            .load("task", types.aya())
+            .load(what, types.aya())
             .map_err(|why| refused(chain(&why)))?;
         let link = iterator.attach().map_err(|why| refused(chain(&why)))?;
         let link = iterator
@@ -520,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 11] = [
+        let all: [(&str, Variants); 12] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -531,6 +533,7 @@ mod tests {
             ("block", bytes!("block")),
             ("reclaim", bytes!("reclaim")),
             ("locks", bytes!("locks")),
+            ("net", bytes!("net")),
             ("function", bytes!("function")),
         ];
         let of_log = |bytes: &[u8]| {

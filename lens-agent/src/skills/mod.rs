@@ -10,10 +10,12 @@ mod events;
 mod host;
 mod locks;
 mod memory;
+mod network;
 mod pressure;
 mod processes;
 mod reclaim;
 mod scheduler;
+mod sockets;
 mod syscalls;
 mod tracer;
 mod view;
@@ -62,6 +64,8 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &events::Events,
     &cpu::Cpu,
     &disk::Disk,
+    &network::Network,
+    &sockets::Sockets,
     &agent::Agent,
 ];
 

@@ -274,14 +274,16 @@ impl Sched {
         if !may_allocate {
             // In this order no task is without its record when it is first looked for.
             object.attach("task_newtask", types)?;
-            let tasks = object.pin_iterator("tasks", types, setup.pins)?;
+            let tasks = object.pin_iterator("tasks", "task", types, setup.pins)?;
             fs::read(tasks).map_err(|why| ProbeError::Read {
                 probe: "sched",
                 why: format!("tasks: {why}"),
             })?;
         }
         let waiting = if has_sched_info {
-            object.pin_iterator("waiting", types, setup.pins).ok()
+            object
+                .pin_iterator("waiting", "task", types, setup.pins)
+                .ok()
         } else {
             object.attach("sched_wakeup", types)?;
             object.attach("sched_wakeup_new", types)?;

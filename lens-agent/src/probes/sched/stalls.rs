@@ -72,7 +72,7 @@ impl Stalls {
     pub(super) fn start(object: &mut Object, setup: &Setup<'_>) -> Result<Self, ProbeError> {
         Ok(Self {
             under_way: object
-                .pin_iterator("asleep", setup.types, setup.pins)
+                .pin_iterator("asleep", "task", setup.types, setup.pins)
                 .map_err(|why| why.to_string()),
             ended: object.mapped("STALL", STALLS)?,
             strangers: Strangers::default(),
