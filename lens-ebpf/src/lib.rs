@@ -12,6 +12,7 @@
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
+    clippy::cast_ptr_alignment,
     clippy::cast_sign_loss,
     clippy::inline_always,
     reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"

@@ -271,7 +271,7 @@ impl Block {
 
     /// Adds the devices, and what has been written back to each.
     fn add_devices(&mut self, reading: &mut BlockReading) -> Result<(), ProbeError> {
-        for device in self.devices.iter() {
+        for device in &self.devices {
             let (number, bytes) = device.map_err(|why| read_error(&why))?;
             let Some(device) = plain::<Device>(&bytes) else {
                 continue;
@@ -302,7 +302,7 @@ impl Block {
     ) -> Result<u64, ProbeError> {
         let now = u64::try_from(SystemClock.now().mono.as_nanos()).unwrap_or(u64::MAX);
         let mut n = 0;
-        for flight in self.flights.iter() {
+        for flight in &self.flights {
             let (_, [by, device, made_at, _]) = flight.map_err(|why| read_error(&why))?;
             let age = now.saturating_sub(made_at);
             let name = DeviceNumber::from_kernel(device);
@@ -427,8 +427,10 @@ impl Owners {
         for (cgroup, part) in parts {
             *whose.entry(cgroup).or_default() += grown * part;
         }
-        let whole = |(cgroup, bytes): (&u64, &f64)| (*cgroup, bytes.round() as u64);
-        whose.iter().map(whole).collect()
+        let parts = whose.iter();
+        parts
+            .map(|(cgroup, bytes)| (*cgroup, whole(*bytes)))
+            .collect()
     }
 
     /// Behind whom `victim` has waited for the `ns` so far behind what was written back to `device`.
@@ -443,8 +445,8 @@ impl Owners {
         for (cgroup, part) in parts {
             *whose.entry(Holder::Cgroup(cgroup)).or_default() += grown * part;
         }
-        let whole = |(holder, ns): (&Holder, &f64)| (*holder, ns.round() as u64);
-        whose.iter().map(whole).collect()
+        let parts = whose.iter();
+        parts.map(|(holder, ns)| (*holder, whole(*ns))).collect()
     }
 
     /// Forgets cgroups that are gone.
@@ -455,6 +457,16 @@ impl Owners {
         }
         self.waits.retain(|(victim, _), _| live.contains(victim));
     }
+}
+
+/// A sum of parts as a counter.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "what was divided was a u64, and its parts are not negative"
+)]
+fn whole(sum: f64) -> u64 {
+    sum.round() as u64
 }
 
 #[cfg(test)]

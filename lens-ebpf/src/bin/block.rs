@@ -14,7 +14,6 @@
 #![no_main]
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
     clippy::inline_always,
     clippy::needless_pass_by_value,
     reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
@@ -292,6 +291,10 @@ fn device_at(number: u64) -> Option<*mut Device> {
     }
     let new = NEW.get_ptr(0)?;
     // Another CPU may have been faster.
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "by value it would not fit a program's stack"
+    )]
     // SAFETY: a value of zeros.
     let _ = unsafe { DEVICE.insert(number, &*new, u64::from(BPF_NOEXIST)) };
     DEVICE.get_ptr_mut(number)
