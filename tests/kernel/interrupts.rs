@@ -56,9 +56,11 @@ fn softirqs_are_those_of_proc() -> Result<()> {
         .collect();
     let outer: Vec<u64> = softirqs()?.iter().zip(outer).map(|(b, a)| b - a).collect();
     println!("{SOFTIRQ_NAMES:?}\n{inner:?}\n{seen:?}\n{outer:?}");
+    // The kernel counts where one begins, the probe where it ends: on each CPU one may be under way.
+    let cpus = std::thread::available_parallelism()?.get() as u64;
     for i in 0..SOFTIRQ_NAMES.len() {
         assert!(
-            (inner[i]..=outer[i]).contains(&seen[i]),
+            (inner[i].saturating_sub(cpus)..=outer[i] + cpus).contains(&seen[i]),
             "{}: {} is not within {}..={}",
             SOFTIRQ_NAMES[i],
             seen[i],
