@@ -63,7 +63,7 @@ pub(crate) fn test(only: Option<Part>) -> Result<ExitCode> {
         .filter(|part| only.is_none_or(|o| o == **part));
     let mut runnable = Vec::new();
     for part in parts {
-        match part.hindrance() {
+        match part.hindrance(only) {
             Some(why) => tally.not_run(part.name(), why),
             None => runnable.push(*part),
         }
@@ -114,7 +114,7 @@ impl Part {
     }
 
     /// Why this part cannot run here.
-    fn hindrance(self) -> Option<&'static str> {
+    fn hindrance(self, only: Option<Self>) -> Option<&'static str> {
         if self.needs_root() && !workspace::is_root() {
             return Some("not root");
         }
@@ -122,7 +122,13 @@ impl Part {
             return Some("LENS_SHARED names no folder with faults/exam.py");
         }
         if self == Self::Vm {
-            return vm::hindrance();
+            // Guests of QEMU 7.2 have died in code that the kernel was changing: a verdict of that kind
+            // is no verdict on lens.
+            return if only == Some(self) {
+                vm::hindrance()
+            } else {
+                Some("it is run by itself, by `cargo xtask vm`")
+            };
         }
         None
     }

@@ -28,6 +28,10 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "what is normal has to be learned on a machine that keeps time",
     ),
     (
+        "governed::",
+        "what is normal has to be learned on a machine that keeps time",
+    ),
+    (
         "model::",
         "what is normal has to be learned on a machine that keeps time",
     ),
