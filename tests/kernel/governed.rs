@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lens_tests::{cgroup::Cgroup, http, root_or_say_not_run, until_every};
 
 use crate::story::{Agent, IDLE, LOOK, TOLD, spawn};
@@ -32,7 +32,7 @@ fn storm(name: &str, load: &str, probe: &str, steps: u64) -> Result<()> {
     let (shop, batch) = (parent.child("shop")?, parent.child("batch")?);
     let _service = spawn(&shop, IDLE)?;
     let _idle = spawn(&batch, IDLE)?;
-    let agent = Agent::start("/**", &[])?;
+    let agent = Agent::of_host()?;
     agent.learn()?;
     let _storm = spawn(&batch, load)?;
     let of_this = |causes: Vec<serde_json::Value>| -> Vec<serde_json::Value> {
@@ -41,11 +41,18 @@ fn storm(name: &str, load: &str, probe: &str, steps: u64) -> Result<()> {
         causes.retain(|cause| by(cause, &batch) || by(cause, &shop));
         causes
     };
-    until_every(LOOK, "an insight", TOLD, || {
+    let told = until_every(LOOK, "an insight", TOLD, || {
         agent
             .causes()
             .is_ok_and(|causes| !of_this(causes).is_empty())
-    })?;
+    });
+    if let Err(why) = told {
+        bail!(
+            "{why}: {:#} {:#}",
+            agent.get("incidents")?,
+            agent.get("insights")?
+        );
+    }
     until_every(LOOK, "a probe that is reduced", REDUCED, || {
         let reduced = agent.counter("lens_probe_reductions_total", probe);
         reduced.is_ok_and(|n| n >= steps)

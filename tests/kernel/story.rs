@@ -36,8 +36,17 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(glob: &str, more: &[&str]) -> Result<Self> {
+        Self::of(&[&["--cgroup", glob], more].concat())
+    }
+
+    /// One that watches all of the host.
+    pub(crate) fn of_host() -> Result<Self> {
+        Self::of(&[])
+    }
+
+    fn of(arguments: &[&str]) -> Result<Self> {
         let state = tempfile::tempdir()?;
-        let arguments = [&["--learn", LEARN, "--cgroup", glob], more].concat();
+        let arguments = [&["--learn", LEARN], arguments].concat();
         Ok(Self {
             running: Running::start(state.path(), &arguments)?,
             state,

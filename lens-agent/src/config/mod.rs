@@ -317,7 +317,7 @@ impl Settings {
             only: self.probe,
             without: self.no_probe,
             log: self.probe_log,
-            cpu_budget_percent: self.cpu_budget_percent,
+            cpu_budget_percent: self.cpu_budget_percent.or(Some(probes::CPU_BUDGET_PERCENT)),
             ..probes::Config::default()
         };
         if let Some(time_one_in) = self.syscalls_time_one_in {

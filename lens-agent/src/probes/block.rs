@@ -122,7 +122,6 @@ struct Block {
     devices: HashMap<MapData, u64, [u8; size_of::<Device>()]>,
     strangers: Strangers,
     owners: Owners,
-    has_owner: bool,
 }
 
 /// Loads and attaches it.
@@ -192,7 +191,6 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         devices,
         strangers: Strangers::default(),
         owners: Owners::default(),
-        has_owner,
     }))
 }
 
@@ -345,7 +343,7 @@ impl Probe for Block {
         for holder in reading.cgroups.values().flat_map(|c| c.served.keys()) {
             into.mention(targets, *holder);
         }
-        if !self.has_owner {
+        if self.owners.have_divided() {
             into.quality.miss(
                 "block.writeback_owner",
                 "this host does not keep whose pages are written back: they are divided by who dirtied \
@@ -384,6 +382,8 @@ const DIRTY_SECS: f64 = 30.0;
 #[derive(Debug, Default)]
 struct Owners {
     noted_at: Option<Moment>,
+    /// Whether anything was divided since the reading before.
+    divided: bool,
     /// Pages dirtied so far, by device and cgroup.
     seen: BTreeMap<(u64, u64), u64>,
     /// Pages dirtied lately.
@@ -395,8 +395,14 @@ struct Owners {
 }
 
 impl Owners {
+    /// Whether a number of this reading rests on a division.
+    fn have_divided(&self) -> bool {
+        self.divided
+    }
+
     /// Takes in the pages dirtied so far.
     fn note(&mut self, now: Moment, pages: &BTreeMap<(u64, u64), u64>) {
+        self.divided = false;
         let elapsed = self.noted_at.replace(now).map(|at| now.since(&at));
         let keep = elapsed.map_or(0.0, |e| (-e.as_secs_f64() / DIRTY_SECS).exp());
         self.lately.retain(|_, lately| {
@@ -424,6 +430,7 @@ impl Owners {
         let (then, whose) = self.bytes.entry(device).or_default();
         let grown = bytes.saturating_sub(*then) as f64;
         *then = bytes;
+        self.divided |= grown > 0.0 && !parts.is_empty();
         for (cgroup, part) in parts {
             *whose.entry(cgroup).or_default() += grown * part;
         }
@@ -439,6 +446,7 @@ impl Owners {
         let (then, whose) = self.waits.entry((victim, device)).or_default();
         let grown = ns.saturating_sub(*then) as f64;
         *then = ns;
+        self.divided |= grown > 0.0 && !parts.is_empty();
         if parts.is_empty() {
             *whose.entry(Holder::Kernel).or_default() += grown;
         }

@@ -62,6 +62,9 @@ impl std::fmt::Display for Reduction {
 const AVERAGE: Duration = Duration::from_mins(1);
 /// How long a step is given to show what it brings, before the next one.
 const SETTLE: Duration = Duration::from_secs(15);
+/// A probe that takes less than this part of the cost is left alone: what it would save is not worth
+/// what it would not see.
+const WORTH: f64 = 0.2;
 /// Below this part of the budget, for [`CALM`], a step is taken back.
 const LOW: f64 = 0.5;
 /// How long the cost has to be low.
@@ -177,11 +180,13 @@ impl Governor {
         loads: &[Load],
         needed: &BTreeSet<&'static str>,
     ) -> Option<Step> {
+        let cost: f64 = loads.iter().map(|load| load.part).sum();
         let next = |load: &Load| load.reductions.get(load.reduced).copied();
         let possible = loads.iter().filter_map(|load| Some((load, next(load)?)));
         let (load, reduction) = possible
             .filter(|(load, next)| {
-                load.part > 0.0 && (*next != Reduction::Detached || !needed.contains(load.probe))
+                load.part >= WORTH * cost
+                    && (*next != Reduction::Detached || !needed.contains(load.probe))
             })
             .min_by(|(a, x), (b, y)| x.rank().cmp(&y.rank()).then(b.part.total_cmp(&a.part)))?;
         let to = load.reduced + 1;
