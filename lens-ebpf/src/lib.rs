@@ -20,6 +20,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 pub mod atomic;
+pub mod clock;
 pub mod countdown;
 pub mod field;
 pub mod flat;

@@ -8,11 +8,13 @@ use aya_ebpf::{
 };
 use lens_common::lifecycle::COMM;
 
-use crate::offsets;
+use crate::{field::read, offsets};
 
 offsets! {
     /// `task_struct.comm`
     TASK_COMM,
+    /// `task_struct.flags`
+    TASK_FLAGS,
 }
 
 /// The task that runs the program.
@@ -20,6 +22,20 @@ offsets! {
 pub fn current() -> *const u8 {
     // SAFETY: takes nothing, and there is always a current task.
     unsafe { bpf_get_current_task_btf().cast::<u8>().cast_const() }
+}
+
+/// `PF_KTHREAD`
+const KERNEL_THREAD: u32 = 0x0020_0000;
+
+/// Whether `task` is the kernel's own, and works for everybody.
+///
+/// # Safety
+///
+/// `task` is a typed pointer to a `task_struct`.
+#[inline(always)]
+pub unsafe fn is_kernel_thread(task: *const u8) -> bool {
+    // SAFETY: by the caller.
+    unsafe { read::<u32>(task, &TASK_FLAGS) & KERNEL_THREAD != 0 }
 }
 
 /// The name of `task`.

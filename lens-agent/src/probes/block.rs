@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Holder, KernelReading, Probe, ProbeError, Setup,
-    keyed::Strangers,
-    mapped::{Mapped, plain},
+    keyed::{Strangers, empty},
+    lengths::now_ns,
+    mapped::Mapped,
     object::{Losses, Object, Plan, bytes},
+    records::plain,
     slots::Slots,
     targets::{Targets, cgroup_constants},
 };
@@ -298,7 +300,7 @@ impl Block {
         targets: &Targets,
         reading: &mut BlockReading,
     ) -> Result<u64, ProbeError> {
-        let now = u64::try_from(SystemClock.now().mono.as_nanos()).unwrap_or(u64::MAX);
+        let now = now_ns();
         let mut n = 0;
         for flight in &self.flights {
             let (_, [by, device, made_at, _]) = flight.map_err(|why| read_error(&why))?;
@@ -343,7 +345,7 @@ impl Probe for Block {
         for holder in reading.cgroups.values().flat_map(|c| c.served.keys()) {
             into.mention(targets, *holder);
         }
-        if self.owners.have_divided() {
+        if self.owners.divided {
             into.quality.miss(
                 "block.writeback_owner",
                 "this host does not keep whose pages are written back: they are divided by who dirtied \
@@ -365,11 +367,7 @@ impl Probe for Block {
 
     fn forget(&mut self) -> Result<(), ProbeError> {
         // Whatever has ended meanwhile would be under way for ever.
-        let stale: Vec<u64> = self.flights.keys().flatten().collect();
-        for request in stale {
-            // Whoever was there first.
-            let _ = self.flights.remove(&request);
-        }
+        empty(&mut self.flights);
         Ok(())
     }
 }
@@ -395,11 +393,6 @@ struct Owners {
 }
 
 impl Owners {
-    /// Whether a number of this reading rests on a division.
-    fn have_divided(&self) -> bool {
-        self.divided
-    }
-
     /// Takes in the pages dirtied so far.
     fn note(&mut self, now: Moment, pages: &BTreeMap<(u64, u64), u64>) {
         self.divided = false;

@@ -30,6 +30,7 @@ use super::{
     mapped::Mapped,
     object::{Losses, Machine, Object, Plan, bytes},
     prologue::{self, Place, PlaceError, Stepping},
+    records::plain,
     targets::{cgroup_constants, walk},
 };
 use crate::base::{
@@ -400,16 +401,7 @@ impl Programs {
     }
 
     fn next_event(&mut self) -> Option<LimitEvent> {
-        let record = self.events.next()?;
-        let word = |i: usize| {
-            let bytes = record.get(8 * i..8 * i + 8)?;
-            Some(u64::from_ne_bytes(bytes.try_into().ok()?))
-        };
-        Some(LimitEvent {
-            what: word(0)?,
-            n: word(1)?,
-            at_ns: word(2)?,
-        })
+        plain(&self.events.next()?)
     }
 
     fn read(

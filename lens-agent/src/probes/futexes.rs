@@ -19,6 +19,7 @@ use super::{
     mapped::Mapped,
     object::{Object, Plan},
     pins::Pins,
+    records::all,
     targets::Targets,
 };
 
@@ -156,8 +157,13 @@ impl Futexes {
         })?;
         let now = now_ns();
         let before = std::mem::take(&mut self.known);
-        for record in records.chunks_exact(size_of::<FutexWaiter>()) {
-            let [cgroup, key, since, tid] = words(record);
+        for waiter in all::<FutexWaiter>(&records) {
+            let FutexWaiter {
+                cgroup,
+                key,
+                since,
+                tid,
+            } = waiter;
             if !targets.live().contains_key(&cgroup) {
                 continue;
             }
@@ -182,14 +188,4 @@ fn entry(into: &mut FutexReading, cgroup: u64, key: u64) -> &mut FutexCounters {
     futex.tgid = tgid_of(key);
     futex.address = address_of(key);
     futex
-}
-
-/// The words of a [`FutexWaiter`], in their order.
-fn words(record: &[u8]) -> [u64; 4] {
-    const { assert!(size_of::<FutexWaiter>() == 4 * 8) };
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(record.chunks_exact(8)) {
-        *word = bytes.try_into().map_or(0, u64::from_ne_bytes);
-    }
-    words
 }

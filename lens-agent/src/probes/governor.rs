@@ -132,7 +132,7 @@ impl Governor {
     }
 
     /// The average over the last minute; what is not known of it counts as nothing.
-    pub fn average(&self) -> f64 {
+    fn average(&self) -> f64 {
         let taken = self.costs.iter();
         let taken: f64 = taken.map(|(_, over, cost)| over.as_secs_f64() * cost).sum();
         taken / AVERAGE.as_secs_f64()
@@ -166,7 +166,7 @@ impl Governor {
             return None;
         }
         if self.average() > self.budget && cost > self.budget {
-            return self.reduce(now, loads, needed);
+            return self.reduce(now, loads, cost, needed);
         }
         if is_low && now.saturating_sub(low_since) >= self.calm {
             return self.relieve(now, loads);
@@ -178,9 +178,9 @@ impl Governor {
         &mut self,
         now: Duration,
         loads: &[Load],
+        cost: f64,
         needed: &BTreeSet<&'static str>,
     ) -> Option<Step> {
-        let cost: f64 = loads.iter().map(|load| load.part).sum();
         let next = |load: &Load| load.reductions.get(load.reduced).copied();
         let possible = loads.iter().filter_map(|load| Some((load, next(load)?)));
         let (load, reduction) = possible

@@ -106,6 +106,16 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     }))
 }
 
+impl From<InterruptSlot> for InterruptCounters {
+    fn from(sum: InterruptSlot) -> Self {
+        Self {
+            hard_ns: sum.hard_ns,
+            soft_ns: sum.soft_ns,
+            timers: sum.timers,
+        }
+    }
+}
+
 impl From<interrupts::Handled> for Handled {
     fn from(from: interrupts::Handled) -> Self {
         Self {
@@ -129,19 +139,9 @@ impl Probe for Interrupts {
             hard: handled.hard.into(),
             soft: handled.soft.map(Handled::from),
         });
-        let cgroups = self.slots.by_target(targets).map(|(id, sum)| {
-            let counters = InterruptCounters {
-                hard_ns: sum.hard_ns,
-                soft_ns: sum.soft_ns,
-                timers: sum.timers,
-            };
-            (id, counters)
-        });
         into.interrupts = Some(InterruptsReading {
             cpus: cpus.collect(),
-            cgroups: cgroups
-                .filter(|(id, counters)| *id != 0 || *counters != InterruptCounters::default())
-                .collect(),
+            cgroups: self.slots.counters(targets),
         });
         self.losses.tell(&mut into.quality);
         Ok(())
@@ -166,14 +166,7 @@ impl Probe for Interrupts {
     fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
         self.sample.set(self.reductions(), to);
         self.is_timed = to == 0;
-        for program in TIMED {
-            if self.is_timed {
-                self.object.attach_again(program)?;
-            } else {
-                self.object.detach(program)?;
-            }
-        }
-        Ok(())
+        Ok(self.object.keep_attached(&TIMED, self.is_timed)?)
     }
 
     fn forget(&mut self) -> Result<(), ProbeError> {

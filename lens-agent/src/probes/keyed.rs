@@ -6,6 +6,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use aya::{
+    Pod,
+    maps::{HashMap, MapData},
+};
 use lens_common::place::OfCgroup;
 
 use super::{Fill, mapped::Mapped, targets::Targets};
@@ -73,6 +77,15 @@ pub(super) fn free<T: OfCgroup>(table: &Mapped<T>, cpu: usize, i: usize) {
     let words = place.cast::<u64>();
     for word in (0..size_of::<T>() / 8).rev() {
         store(words.wrapping_add(word), 0);
+    }
+}
+
+/// Removes everything from a table of what is under way: what was noted is void.
+pub(super) fn empty<K: Pod, V: Pod>(table: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = table.keys().flatten().collect();
+    for key in keys {
+        // Whoever was there first.
+        let _ = table.remove(&key);
     }
 }
 

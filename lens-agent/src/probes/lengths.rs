@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fill, ProbeError,
-    keyed::{Strangers, take},
+    keyed::{Strangers, empty, take},
     mapped::Mapped,
     object::{Object, ObjectError, Plan},
     targets::Targets,
@@ -58,11 +58,7 @@ impl Lengths {
 
     /// Forgets what is under way: it may have ended, and nobody saw it.
     pub(super) fn forget(&mut self) {
-        let stale: Vec<u32> = self.under_way.keys().flatten().collect();
-        for task in stale {
-            // Whoever was there first.
-            let _ = self.under_way.remove(&task);
-        }
+        empty(&mut self.under_way);
     }
 
     /// Has `with` add the lengths of waits that have ended to those of a cgroup and a kind. How full

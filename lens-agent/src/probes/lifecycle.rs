@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     Fill, KernelReading, ObjectError, Probe, ProbeError, Setup,
     keyed::Strangers,
-    mapped::{Mapped, plain},
+    mapped::Mapped,
     object::{Losses, Object, Plan, bytes},
-    slots::Slots,
+    records::drain,
+    slots::{Slots, counted_as},
     targets::{Targets, cgroup_constants},
 };
 use crate::base::text;
@@ -189,8 +190,7 @@ impl Lifecycle {
         let mut newest: BTreeMap<(u64, u32), u64> = BTreeMap::new();
         self.strangers.next_reading();
         self.strangers.sweep(&self.forkers, targets, |_, _, at| {
-            let own = into.contains_key(&at.cgroup);
-            let id = if own { at.cgroup } else { 0 };
+            let id = counted_as(into, at.cgroup);
             let Some(counters) = into.get_mut(&id) else {
                 return;
             };
@@ -204,18 +204,6 @@ impl Lifecycle {
             }
         })
     }
-
-    /// What the ring holds, and at most what it can hold at once.
-    fn abnormal(&mut self) -> Vec<AbnormalExit> {
-        let at_most = EXIT_BYTES as usize / size_of::<ExitEvent>();
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(record) = self.exits.next()
-        {
-            found.extend(parse(&record));
-        }
-        found
-    }
 }
 
 impl Probe for Lifecycle {
@@ -224,16 +212,11 @@ impl Probe for Lifecycle {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
-        let mut cgroups = BTreeMap::new();
-        for (id, sum) in self.slots.by_target(targets) {
-            let counters = LifecycleCounters::from(sum);
-            if id != 0 || counters != LifecycleCounters::default() {
-                cgroups.insert(id, counters);
-            }
-        }
+        let mut cgroups = self.slots.counters(targets);
         let forkers = self.add_forkers(targets, &mut cgroups);
         into.tables.insert("lifecycle.forkers".to_owned(), forkers);
-        let abnormal = self.abnormal();
+        let exits = drain::<ExitEvent>(&mut self.exits, EXIT_BYTES);
+        let abnormal = exits.iter().map(AbnormalExit::from).collect();
         self.losses.tell(&mut into.quality);
         into.lifecycle = Some(LifecycleReading { cgroups, abnormal });
         Ok(())
@@ -248,16 +231,17 @@ impl Probe for Lifecycle {
     }
 }
 
-fn parse(record: &[u8]) -> Option<AbnormalExit> {
-    let event: ExitEvent = plain(record)?;
-    Some(AbnormalExit {
-        cgroup: event.cgroup,
-        tgid: event.tgid,
-        parent: event.parent,
-        comm: text::clean_bytes(&event.comm),
-        parent_comm: text::clean_bytes(&event.parent_comm),
-        status: event.code >> 8 & 0xff,
-        signal: event.code & 0x7f,
-        lifetime_ns: event.lifetime_ns,
-    })
+impl From<&ExitEvent> for AbnormalExit {
+    fn from(event: &ExitEvent) -> Self {
+        Self {
+            cgroup: event.cgroup,
+            tgid: event.tgid,
+            parent: event.parent,
+            comm: text::clean_bytes(&event.comm),
+            parent_comm: text::clean_bytes(&event.parent_comm),
+            status: event.code >> 8 & 0xff,
+            signal: event.code & 0x7f,
+            lifetime_ns: event.lifetime_ns,
+        }
+    }
 }

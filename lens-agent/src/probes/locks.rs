@@ -11,7 +11,7 @@ use super::{
     KernelReading, Probe, ProbeError, Setup,
     lengths::{Lengths, Waits},
     object::{Losses, Object, Plan, bytes},
-    slots::Slots,
+    slots::{Slots, counted_as},
     targets::{Targets, cgroup_constants},
 };
 
@@ -124,13 +124,7 @@ impl Probe for Locks {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
-        let mut cgroups: BTreeMap<u64, LockCounters> = BTreeMap::new();
-        for (id, sum) in self.slots.by_target(targets) {
-            let counters = LockCounters::from(sum);
-            if id != 0 || counters != LockCounters::default() {
-                cgroups.insert(id, counters);
-            }
-        }
+        let mut cgroups: BTreeMap<u64, LockCounters> = self.slots.counters(targets);
         let fill = self.lengths.add_ended(targets, |id, kind, add| {
             if let Some(waits) = cgroups.get_mut(&id).and_then(|c| c.kind(kind)) {
                 add(waits);
@@ -138,8 +132,7 @@ impl Probe for Locks {
         });
         into.tables.insert("locks.lengths".to_owned(), fill);
         for (id, kind, ns) in self.lengths.under_way()? {
-            let own = cgroups.contains_key(&id);
-            let counters = cgroups.entry(if own { id } else { 0 }).or_default();
+            let counters = cgroups.entry(counted_as(&cgroups, id)).or_default();
             if let Some(waits) = counters.kind(kind) {
                 waits.add_under_way(ns);
             }

@@ -27,14 +27,6 @@ pub enum MappedError {
     },
 }
 
-/// The record that `bytes` begin with, as a program wrote it.
-pub(super) fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
-    let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: as many bytes as a `T` has, and every bit pattern is one.
-    #[expect(unsafe_code, reason = "reads what a program wrote")]
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
-}
-
 /// An array with one block of `block` entries a CPU.
 #[derive(Debug)]
 pub struct Mapped<T> {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
     fault_stacks::{FaultStack, FaultStacks},
+    keyed::empty,
     near::Near,
     object::{Losses, Object, Plan, bytes},
     sample::Sample,
@@ -263,11 +264,7 @@ impl Probe for Memory {
 
     fn forget(&mut self) -> Result<(), ProbeError> {
         // Address spaces that ended meanwhile would stay for ever.
-        let known: Vec<_> = self.known.keys().flatten().collect();
-        for space in known {
-            // Whoever was there first.
-            let _ = self.known.remove(&space);
-        }
+        empty(&mut self.known);
         self.slots.each(|slot| slot.rss = [0; KINDS]);
         self.entered.clear();
         Ok(())

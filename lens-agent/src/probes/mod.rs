@@ -26,6 +26,7 @@ mod object;
 mod pins;
 pub mod prologue;
 pub mod reclaim;
+mod records;
 mod sample;
 pub mod sched;
 mod slots;
@@ -318,8 +319,8 @@ impl Probes {
     /// Loads and attaches. A probe that the kernel refuses is left out and listed in
     /// [`Probes::refused`]; without the table of targets nothing can be counted.
     pub fn start(watched: &Watched, config: &Config) -> Result<Self, StartError> {
-        let cpus = aya::util::online_cpus()
-            .map_err(|(file, why)| StartError::Cpus(std::io::Error::new(why.kind(), file)))?
+        let cpus = object::online_cpus()
+            .map_err(StartError::Cpus)?
             .len()
             .max(1);
         let types = KernelTypes::of_running_kernel()?;
@@ -451,11 +452,6 @@ impl Probes {
         let running = self.running.iter().find(|p| p.name() == probe);
         let all = running.map_or(&[][..], |p| p.reductions());
         all.get(..reduced_of(&self.reduced, probe)).unwrap_or(all)
-    }
-
-    /// CPU time of all programs, averaged as the budget is, as a percentage of the whole host's.
-    pub fn cpu_average_percent(&self) -> f64 {
-        self.governor.average() * 100.0
     }
 
     /// Keeps the programs within their budget, by what the last window showed at `now`, a time since

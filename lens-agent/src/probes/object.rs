@@ -297,7 +297,7 @@ impl Object {
     }
 
     /// Detaches a tracepoint program, which stays loaded; those that are not attached stay so.
-    pub(super) fn detach(&mut self, program: &'static str) -> Result<(), ObjectError> {
+    fn detach(&mut self, program: &'static str) -> Result<(), ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
         let Some(link) = self.links.remove(program) else {
             return Ok(());
@@ -310,7 +310,7 @@ impl Object {
     }
 
     /// Attaches a program again that was detached.
-    pub(super) fn attach_again(&mut self, program: &'static str) -> Result<(), ObjectError> {
+    fn attach_again(&mut self, program: &'static str) -> Result<(), ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
         if !self.detached.contains(program) {
             return Ok(());
@@ -323,18 +323,31 @@ impl Object {
         Ok(())
     }
 
+    /// Has these programs attached or not, of those that once were.
+    pub(super) fn keep_attached(
+        &mut self,
+        programs: &[&'static str],
+        attached: bool,
+    ) -> Result<(), ObjectError> {
+        programs.iter().try_for_each(|program| {
+            if attached {
+                self.attach_again(program)
+            } else {
+                self.detach(program)
+            }
+        })
+    }
+
     /// Detaches all tracepoint programs.
     pub(super) fn detach_all(&mut self) -> Result<(), ObjectError> {
         let attached: Vec<_> = self.links.keys().copied().collect();
-        attached.into_iter().try_for_each(|name| self.detach(name))
+        self.keep_attached(&attached, false)
     }
 
     /// Attaches all that were detached.
     pub(super) fn attach_all_again(&mut self) -> Result<(), ObjectError> {
         let detached: Vec<_> = self.detached.iter().copied().collect();
-        detached
-            .into_iter()
-            .try_for_each(|name| self.attach_again(name))
+        self.keep_attached(&detached, true)
     }
 
     /// The maps of its loaded programs by id, with their memory in the kernel as the kernel reckons
@@ -386,8 +399,7 @@ impl Object {
             return Err(refused("the object has no such event program".to_owned()));
         };
         found.load().map_err(|why| refused(chain(&why)))?;
-        let cpus =
-            aya::util::online_cpus().map_err(|(file, why)| refused(format!("{file}: {why}")))?;
+        let cpus = online_cpus().map_err(|why| refused(why.to_string()))?;
         for cpu in cpus {
             found
                 .attach(
@@ -508,8 +520,16 @@ impl Losses {
 
 /// How many CPUs the kernel's per-CPU blocks are made for.
 fn possible_cpus() -> std::io::Result<usize> {
-    aya::util::nr_cpus()
-        .map_err(|(file, why)| std::io::Error::new(why.kind(), format!("{file}: {why}")))
+    aya::util::nr_cpus().map_err(in_file)
+}
+
+/// The CPUs that run at present.
+pub(super) fn online_cpus() -> std::io::Result<Vec<u32>> {
+    aya::util::online_cpus().map_err(in_file)
+}
+
+fn in_file((file, why): (&str, std::io::Error)) -> std::io::Error {
+    std::io::Error::new(why.kind(), format!("{file}: {why}"))
 }
 
 const _: () = assert!(limits::SLOTS > 1);

@@ -1,5 +1,7 @@
 //! The counters that an object keeps for each target, in its map `SLOT`.
 
+use std::collections::BTreeMap;
+
 use lens_common::{Counters, limits::SLOTS, target::OTHER_SLOT};
 
 use super::{
@@ -44,6 +46,17 @@ impl<T: Counters> Slots<T> {
             .map(|(id, slot)| (id, self.sum(slot)))
     }
 
+    /// The same as the counters of a reading: every target has an entry, and id 0 if it has counted
+    /// anything.
+    pub(super) fn counters<C: From<T> + Default + PartialEq>(
+        &self,
+        targets: &Targets,
+    ) -> BTreeMap<u64, C> {
+        let all = self.by_target(targets).map(|(id, sum)| (id, C::from(sum)));
+        all.filter(|(id, counters)| *id != 0 || *counters != C::default())
+            .collect()
+    }
+
     /// Clears the counters of a slot that changes hands.
     pub(super) fn clear(&self, slot: u32) {
         for cpu in 0..self.0.cpus() {
@@ -61,6 +74,15 @@ impl<T: Counters> Slots<T> {
                 }
             }
         }
+    }
+}
+
+/// The id under which `cgroup` is counted in a reading: its own, or 0 with those beyond the limit.
+pub(super) fn counted_as<C>(cgroups: &BTreeMap<u64, C>, cgroup: u64) -> u64 {
+    if cgroups.contains_key(&cgroup) {
+        cgroup
+    } else {
+        0
     }
 }
 

@@ -259,11 +259,6 @@ impl Probe for Syscalls {
     fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
         self.sample.set(self.reductions(), to);
         self.is_timed = to == 0;
-        if self.is_timed {
-            self.object.attach_again("sys_enter")?;
-        } else {
-            self.object.detach("sys_enter")?;
-        }
-        Ok(())
+        Ok(self.object.keep_attached(&["sys_enter"], self.is_timed)?)
     }
 }

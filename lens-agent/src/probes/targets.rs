@@ -26,6 +26,7 @@ use super::{
     kernel_types::KernelTypes,
     object::{Losses, Machine, Object, ObjectError, Plan, bytes},
     pins::Pins,
+    records::plain,
 };
 use crate::base::{quality::Quality, text};
 
@@ -490,15 +491,11 @@ struct Happened {
 }
 
 fn parse(record: &[u8]) -> Option<Happened> {
-    let number = |at: usize| record.get(at..at + 8).and_then(|b| b.try_into().ok());
-    let id = u64::from_ne_bytes(number(std::mem::offset_of!(CgroupEvent, id))?);
-    let what = std::mem::offset_of!(CgroupEvent, what);
-    let what = u32::from_ne_bytes(record.get(what..what + 4)?.try_into().ok()?);
-    let path = record.get(std::mem::offset_of!(CgroupEvent, path)..)?;
+    let event: CgroupEvent = plain(record)?;
     Some(Happened {
-        id,
-        made: what == MADE,
-        path: text::clean_bytes(path),
+        id: event.id,
+        made: event.what == MADE,
+        path: text::clean_bytes(&event.path),
     })
 }
 

@@ -25,7 +25,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns, generated::bpf_loop},
+    helpers::generated::bpf_loop,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
@@ -43,10 +43,12 @@ use lens_common::{
 };
 use lens_ebpf::{
     atomic,
+    clock::now,
     field::read,
     loss::count,
     offsets, per_cpu, places,
     target::{cgroup_of, id_of, slot_of},
+    task::{current, is_kernel_thread},
 };
 
 #[map]
@@ -67,8 +69,6 @@ static DEVICE: HashMap<u64, Device> = HashMap::with_max_entries(DEVICES, 0);
 static NEW: PerCpuArray<Device> = PerCpuArray::with_max_entries(1, 0);
 
 offsets! {
-    /// `task_struct.flags`
-    TASK_FLAGS,
     /// `request.q`
     REQUEST_QUEUE,
     /// `request.cmd_flags`
@@ -103,16 +103,8 @@ offsets! {
 #[unsafe(no_mangle)]
 static HAS_OWNER: Global<u32> = Global::new(0);
 
-/// `PF_KTHREAD`
-const KERNEL_THREAD: u32 = 0x0020_0000;
 /// The root of cgroup v2.
 const ROOT: u64 = 1;
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: takes nothing.
-    unsafe { bpf_ktime_get_ns() }
-}
 
 /// `block_io_start(struct request *rq)`, since 6.5: a request is made, by the current task.
 #[btf_tracepoint(function = "block_io_start")]
@@ -179,8 +171,8 @@ unsafe fn device_of(request: *const u8) -> u64 {
 unsafe fn maker(request: *const u8, device: u64) -> u64 {
     // SAFETY: the current task is typed; offsets of pointers.
     unsafe {
-        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
-        if read::<u32>(task, &TASK_FLAGS) & KERNEL_THREAD == 0 {
+        let task = current();
+        if !is_kernel_thread(task) {
             return cgroup_of(task);
         }
         if HAS_OWNER.load() != 0 {
@@ -449,7 +441,7 @@ unsafe fn book(walk: &Walk, by: u64, ns: u64) {
 fn writeback_dirty_folio(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is that of the prototype above; offsets of pointers, then two numbers.
     unsafe {
-        let cgroup = cgroup_of(bpf_get_current_task_btf().cast::<u8>().cast_const());
+        let cgroup = cgroup_of(current());
         if slot_of(cgroup).is_none_or(|slot| slot == OTHER_SLOT) {
             return 0;
         }

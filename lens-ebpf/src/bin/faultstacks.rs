@@ -13,7 +13,7 @@
 use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::{bpf_get_current_task_btf, generated::bpf_get_stack},
+    helpers::generated::bpf_get_stack,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
@@ -31,6 +31,7 @@ use lens_ebpf::{
     loss::count,
     offsets, per_cpu,
     target::{cgroup_of, slot_of},
+    task::current,
 };
 
 /// Stacks by a hash of all their bits. The kernel's own map of stacks would put two of them in one
@@ -66,7 +67,7 @@ fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
         if !is_due(&raw mut (*countdown).left, SAMPLE_ONE_IN.load()) {
             return 0;
         }
-        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let task = current();
         let cgroup = cgroup_of(task);
         if slot_of(cgroup).is_none() {
             return 0;

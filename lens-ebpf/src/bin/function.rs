@@ -16,7 +16,6 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{BPF_NOEXIST, pt_regs},
-    helpers::generated::bpf_ktime_get_ns,
     macros::{btf_map, map, uprobe, uretprobe},
     maps::{Array, HashMap, RingBuf},
     programs::{ProbeContext, RetProbeContext},
@@ -29,7 +28,9 @@ use lens_common::{
     loss,
 };
 use lens_ebpf::{
-    atomic, flat,
+    atomic,
+    clock::now,
+    flat,
     loss::count,
     per_cpu,
     target::cgroup_of,
@@ -64,12 +65,6 @@ unsafe fn frame(stack: *mut Stack, i: u64) -> *mut Frame {
     let i = flat::masked::<{ DEPTH as u32 - 1 }>(i);
     // SAFETY: inside the record.
     unsafe { (&raw mut (*stack).frames).cast::<Frame>().add(i as usize) }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: takes nothing.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// At the breakpoint: the return address is the last thing on the stack where [`TIMED`] is 1.

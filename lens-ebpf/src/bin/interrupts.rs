@@ -14,7 +14,6 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
     maps::Array,
     programs::BtfTracePointContext,
@@ -24,9 +23,11 @@ use lens_common::{
     limits::SLOTS,
 };
 use lens_ebpf::{
+    clock::now,
     field::read,
     offsets, per_cpu, sample,
     target::{cgroup_of, slot_of},
+    task::current,
 };
 
 #[map]
@@ -41,18 +42,12 @@ offsets! {
     TASK_PID,
 }
 
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: takes nothing.
-    unsafe { bpf_ktime_get_ns() }
-}
-
 /// The counters of the cgroup whose task is interrupted; `None` if it is idle or not watched.
 #[inline(always)]
 fn interrupted() -> Option<*mut InterruptSlot> {
     // SAFETY: the current task is typed.
     let cgroup = unsafe {
-        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let task = current();
         if read::<u32>(task, &TASK_PID) == 0 {
             return None;
         }

@@ -12,7 +12,6 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
-    helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map},
     maps::{Array, LruHashMap, RingBuf},
     programs::BtfTracePointContext,
@@ -26,6 +25,7 @@ use lens_common::{
 };
 use lens_ebpf::{
     atomic,
+    clock::now,
     field::read,
     loss::count,
     offsets, per_cpu,
@@ -157,7 +157,7 @@ unsafe fn forked(parent: *const u8, cgroup: u64, is_process: bool) {
             (*place).cgroup = cgroup;
         }
         (*place).comm = comm_of(parent);
-        (*place).last_ns = bpf_ktime_get_ns();
+        (*place).last_ns = now();
         if is_process {
             (*place).processes += 1;
         } else {
@@ -311,7 +311,7 @@ unsafe fn tell(task: *const u8, cgroup: u64, code: u32) {
         let parent: *const u8 = read(task, &TASK_PARENT);
         event.write(ExitEvent {
             cgroup,
-            lifetime_ns: bpf_ktime_get_ns().wrapping_sub(read(leader, &TASK_START)),
+            lifetime_ns: now().wrapping_sub(read(leader, &TASK_START)),
             tgid: read(task, &TASK_TGID),
             parent: read(parent, &TASK_TGID),
             code,

@@ -15,7 +15,6 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap},
     programs::BtfTracePointContext,
@@ -28,12 +27,13 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
+    clock::now,
     field::read,
     lengths,
     loss::count,
     offsets, per_cpu,
     target::{cgroup_of, slot_of},
-    task::current,
+    task::{current, is_kernel_thread},
 };
 
 #[map]
@@ -48,11 +48,7 @@ static SPINNING: Array<Spinning> = Array::with_max_entries(1, per_cpu::MAPPED);
 offsets! {
     /// `task_struct.pid`
     TASK_PID,
-    /// `task_struct.flags`
-    TASK_FLAGS,
 }
-
-const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// `LCB_F_*` of include/trace/events/lock.h.
 const F_SPIN: u32 = 1;
@@ -85,7 +81,7 @@ fn contention_begin(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the current task is typed.
     let (cgroup, tid) = unsafe {
         let task = current();
-        if read::<u32>(task, &TASK_FLAGS) & PF_KTHREAD != 0 {
+        if is_kernel_thread(task) {
             return 0;
         }
         (cgroup_of(task), read::<u32>(task, &TASK_PID))
@@ -111,7 +107,7 @@ fn contention_end(ctx: BtfTracePointContext) -> i32 {
         if let Some(spinning) = SPINNING.get_ptr_mut(per_cpu::cpu())
             && (*spinning).lock == lock
         {
-            let ns = bpf_ktime_get_ns().wrapping_sub((*spinning).since);
+            let ns = now().wrapping_sub((*spinning).since);
             (*spinning).lock = 0;
             waited((*spinning).cgroup, (*spinning).kind, ns);
             return 0;
@@ -123,7 +119,7 @@ fn contention_end(ctx: BtfTracePointContext) -> i32 {
         if (*sleeping).what != lock {
             return 0;
         }
-        let ns = bpf_ktime_get_ns().wrapping_sub((*sleeping).since);
+        let ns = now().wrapping_sub((*sleeping).since);
         waited((*sleeping).cgroup, (*sleeping).kind, ns);
         // It was there a moment ago, and nobody else removes it.
         let _ = UNDER_WAY.remove(tid);
@@ -159,7 +155,7 @@ fn spin(lock: u64, cgroup: u64, kind: usize, tid: u32) {
     };
     // SAFETY: this CPU's record; whoever spins is not moved from it.
     unsafe {
-        let now = bpf_ktime_get_ns();
+        let now = now();
         let is_inner = (*spinning).lock != 0
             && (*spinning).lock != lock
             && (*spinning).tid == u64::from(tid)
@@ -187,8 +183,7 @@ fn sleep(lock: u64, cgroup: u64, kind: usize, tid: u32) {
     }
     let sleeping = UnderWay {
         cgroup,
-        // SAFETY: takes nothing.
-        since: unsafe { bpf_ktime_get_ns() },
+        since: now(),
         kind: kind as u64,
         what: lock,
     };

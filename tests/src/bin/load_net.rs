@@ -1,50 +1,44 @@
-//! Sockets in a network namespace of their own. Says `ready`; then does, for each line of its input,
-//! what the line says, and answers with one line of JSON; ends with its input.
+//! Sockets in a network namespace of their own, and work with them.
 
 #![expect(unsafe_code, reason = "system calls as bare as they come")]
 
 use std::{
     fs,
-    io::{BufRead as _, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lens_tests::work::serve;
 use serde_json::{Value, json};
 
 fn main() -> Result<()> {
     // SAFETY: takes a number; this program has one thread.
     checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
     bring_loopback_up()?;
-    let out = std::io::stdout();
-    writeln!(out.lock(), "ready")?;
     let mut held = Held::default();
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let n = |i: usize| -> Result<u64> { Ok(words.get(i).context("too few words")?.parse()?) };
-        let port = |i: usize| -> Result<u16> { Ok(u16::try_from(n(i)?)?) };
-        let said = match words.first().copied().unwrap_or_default() {
-            "join" => join(n(1)?)?,
-            "listen" => held.listen(n(1)?)?,
-            "accept" => held.accept()?,
-            "connect" => held.connect(port(1)?, n(2)?, n(3)?)?,
-            "try" => attempt(port(1)?, n(2)?)?,
-            "send" => held.send(n(1)?)?,
-            "receive" => held.receive(n(1)?)?,
-            "deafen" => held.deafen()?,
-            "hear" => held.hear()?,
-            "reset" => held.reset()?,
-            "info" => held.info()?,
-            "bind" => held.bind(n(1)?)?,
-            "datagrams" => datagrams(port(1)?, n(2)?)?,
+    serve(|line| {
+        let n = |i| line.number(i);
+        let port = |i| -> Result<u16> { Ok(u16::try_from(n(i)?)?) };
+        match line.work() {
+            "join" => join(n(1)?),
+            "listen" => held.listen(n(1)?),
+            "accept" => held.accept(),
+            "connect" => held.connect(port(1)?, n(2)?, n(3)?),
+            "try" => attempt(port(1)?, n(2)?),
+            "send" => held.send(n(1)?),
+            "receive" => held.receive(n(1)?),
+            "deafen" => held.deafen(),
+            "hear" => held.hear(),
+            "reset" => held.reset(),
+            "info" => held.info(),
+            "bind" => held.bind(n(1)?),
+            "datagrams" => datagrams(port(1)?, n(2)?),
             other => bail!("no such work: {other}"),
-        };
-        writeln!(out.lock(), "{said}")?;
-    }
-    Ok(())
+        }
+    })
 }
 
 fn checked(returned: i32) -> Result<()> {

@@ -19,7 +19,7 @@ use super::{
     mapped::Mapped,
     object::{Losses, Object, ObjectError, Plan, bytes},
     sample::Sample,
-    slots::Slots,
+    slots::{Slots, counted_as},
     targets::{Targets, cgroup_constants},
 };
 
@@ -318,12 +318,7 @@ impl Net {
 
 /// The counters of a target, or of those beyond the limit if it is one of these.
 fn own_or_other(cgroups: &mut BTreeMap<u64, NetCounters>, cgroup: u64) -> Option<&mut NetCounters> {
-    let id = if cgroups.contains_key(&cgroup) {
-        cgroup
-    } else {
-        0
-    };
-    cgroups.get_mut(&id)
+    cgroups.get_mut(&counted_as(cgroups, cgroup))
 }
 
 impl Probe for Net {

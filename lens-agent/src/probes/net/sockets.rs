@@ -24,7 +24,7 @@ use rustix::time::ClockId;
 use super::{HeldSockets, Listener, NetReading, own_or_other};
 use crate::{
     base::quality::Quality,
-    probes::{Setup, mapped::plain, object::Object, targets::Targets},
+    probes::{Setup, object::Object, records::all, targets::Targets},
 };
 
 const AF_INET6: u16 = 10;
@@ -177,8 +177,7 @@ fn walk(path: &Path) -> std::io::Result<Vec<Socket>> {
     fs::File::open(path)?
         .take(most as u64)
         .read_to_end(&mut records)?;
-    let records = records.chunks_exact(size_of::<Socket>());
-    Ok(records.filter_map(plain).collect())
+    Ok(all(&records).collect())
 }
 
 fn key(socket: &Socket) -> (u64, u16, u16) {

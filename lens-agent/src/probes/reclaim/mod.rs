@@ -21,7 +21,8 @@ use super::{
     mapped::Mapped,
     memory::resident_pages,
     object::{Losses, Object, Plan, bytes},
-    slots::{Slots, add},
+    records::drain,
+    slots::{Slots, add, counted_as},
     targets::{Targets, cgroup_constants},
 };
 
@@ -232,25 +233,13 @@ impl Reclaim {
                 }
                 continue;
             }
-            let own = into.cgroups.contains_key(&id);
-            let counters = into.cgroups.entry(if own { id } else { 0 }).or_default();
+            let id = counted_as(&into.cgroups, id);
+            let counters = into.cgroups.entry(id).or_default();
             if let Some(waits) = counters.waits(kind) {
                 waits.add_under_way(ns);
             }
         }
         Ok(())
-    }
-
-    /// What the ring holds, and at most what it can hold at once.
-    fn killed(&mut self) -> Vec<OomKill> {
-        let at_most = OOM_BYTES as usize / size_of::<OomEvent>();
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(record) = self.ooms.next()
-        {
-            found.extend(oom::parse(&record));
-        }
-        found
     }
 }
 
@@ -311,13 +300,10 @@ impl Probe for Reclaim {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
-        let mut reading = ReclaimReading::default();
-        for (id, sum) in self.slots.by_target(targets) {
-            let counters = ReclaimCounters::from(sum);
-            if id != 0 || counters != ReclaimCounters::default() {
-                reading.cgroups.insert(id, counters);
-            }
-        }
+        let mut reading = ReclaimReading {
+            cgroups: self.slots.counters(targets),
+            ..ReclaimReading::default()
+        };
         let cgroups = &mut reading.cgroups;
         let fill = self.lengths.add_ended(targets, |id, kind, add| {
             if let Some(waits) = cgroups.get_mut(&id).and_then(|c| c.waits(kind)) {
@@ -327,7 +313,8 @@ impl Probe for Reclaim {
         into.tables.insert("reclaim.lengths".to_owned(), fill);
         reading.background = self.background();
         self.add_under_way(&mut reading)?;
-        reading.killed = self.killed();
+        let kills = drain::<OomEvent>(&mut self.ooms, OOM_BYTES);
+        reading.killed = kills.iter().map(OomKill::from).collect();
         self.takers.share(into, &mut reading);
         let quality = &mut into.quality;
         for (part, why) in &self.missing {

@@ -1,11 +1,6 @@
 //! Processes killed for want of memory, as they come out of the kernel's ring.
 
-use std::mem::offset_of;
-
-use lens_common::{
-    lifecycle::COMM,
-    reclaim::{FOR_HOST, FOR_LIMIT, LEVELS, NAME, OomEvent},
-};
+use lens_common::reclaim::{FOR_HOST, FOR_LIMIT, LEVELS, NAME, OomEvent};
 use serde::{Deserialize, Serialize};
 
 use crate::base::text;
@@ -64,39 +59,31 @@ pub struct OomKill {
 /// Pages are 4 KiB on the one architecture that is supported.
 pub(super) const PAGE: u64 = 4096;
 
-pub(super) fn parse(record: &[u8]) -> Option<OomKill> {
-    let bytes = |at: usize, len: usize| record.get(at..at + len);
-    let half = |at: usize| Some(u32::from_ne_bytes(bytes(at, 4)?.try_into().ok()?));
-    let word = |at: usize| Some(u64::from_ne_bytes(bytes(at, 8)?.try_into().ok()?));
-    let comm = |at: usize| Some(text::clean_bytes(bytes(at, COMM)?));
-    let cgroup = word(offset_of!(OomEvent, limit_cgroup))?;
-    let hit = || {
-        Some(HitLimit {
-            cgroup,
-            path: path(
-                bytes(offset_of!(OomEvent, names), NAME * LEVELS)?,
-                half(offset_of!(OomEvent, levels))? as usize,
-            ),
-            is_v1: half(offset_of!(OomEvent, is_v1))? != 0,
-            bytes: word(offset_of!(OomEvent, limit_pages))? * PAGE,
-        })
-    };
-    Some(OomKill {
-        at_ns: word(offset_of!(OomEvent, at_ns))?,
-        cgroup: word(offset_of!(OomEvent, cgroup))?,
-        tgid: half(offset_of!(OomEvent, tgid))?,
-        comm: comm(offset_of!(OomEvent, comm))?,
-        resident_bytes: word(offset_of!(OomEvent, pages))? * PAGE,
-        shortage: match half(offset_of!(OomEvent, why))? {
-            FOR_HOST => Shortage::Host,
-            FOR_LIMIT => Shortage::Limit((cgroup != 0).then(hit).flatten()),
-            _ => Shortage::Unknown,
-        },
-        by_cgroup: word(offset_of!(OomEvent, by_cgroup))?,
-        by_tgid: half(offset_of!(OomEvent, by_tgid))?,
-        by_comm: comm(offset_of!(OomEvent, by_comm))?,
-        grew: Vec::new(),
-    })
+impl From<&OomEvent> for OomKill {
+    fn from(event: &OomEvent) -> Self {
+        let hit = || HitLimit {
+            cgroup: event.limit_cgroup,
+            path: path(event.names.as_flattened(), event.levels as usize),
+            is_v1: event.is_v1 != 0,
+            bytes: event.limit_pages * PAGE,
+        };
+        Self {
+            at_ns: event.at_ns,
+            cgroup: event.cgroup,
+            tgid: event.tgid,
+            comm: text::clean_bytes(&event.comm),
+            resident_bytes: event.pages * PAGE,
+            shortage: match event.why {
+                FOR_HOST => Shortage::Host,
+                FOR_LIMIT => Shortage::Limit((event.limit_cgroup != 0).then(hit)),
+                _ => Shortage::Unknown,
+            },
+            by_cgroup: event.by_cgroup,
+            by_tgid: event.by_tgid,
+            by_comm: text::clean_bytes(&event.by_comm),
+            grew: Vec::new(),
+        }
+    }
 }
 
 /// The path of which each level's name is given, the innermost first.

@@ -24,9 +24,10 @@ use self::{
 };
 use super::{
     Fill, Holder, KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
-    mapped::{Mapped, plain},
+    mapped::Mapped,
     near::Near,
     object::{Losses, Object, Plan, bytes},
+    records::all,
     sample::Sample,
     targets::{Targets, cgroup_constants},
 };
@@ -377,13 +378,13 @@ impl Sched {
         slots: &BTreeMap<u64, u32>,
         targets: &Targets,
         into: &mut KernelReading,
-    ) -> Result<BTreeMap<u64, SchedCounters>, ProbeError> {
+    ) -> Result<SchedReading, ProbeError> {
         // In a busy cgroup some wait ends at every moment: after a few tries only those count
         // that were long. What is missed is no longer than what is seen to have ended.
         const EXACT_TRIES: usize = 4;
         const TRIES: usize = 20;
         const SHORT_NS: u64 = 1_000_000;
-        let mut done = BTreeMap::new();
+        let mut done = SchedReading::default();
         let mut left = slots.clone();
         for attempt in 0..TRIES {
             let mut now = BTreeMap::new();
@@ -396,8 +397,11 @@ impl Sched {
             }
             let pairs = self.add_pairs(&mut now, targets);
             into.tables.insert("sched.pairs".to_owned(), pairs);
-            self.add_waiting(&mut now)?;
-            done.append(&mut now);
+            done.queues = self.queues(slots);
+            let waits = self.waits_under_way()?;
+            self.add_waiting(&waits, &mut now);
+            add_to_queues(&waits, &mut done.queues);
+            done.cgroups.append(&mut now);
             left.retain(|id, slot| {
                 let (progress, wait_ns) = seen.get(id).copied().unwrap_or_default();
                 if progress.under_way {
@@ -411,25 +415,21 @@ impl Sched {
                 break;
             }
         }
-        into.quality.censored += done.values().map(|c| c.waiting).sum::<u64>();
+        into.quality.censored += done.cgroups.values().map(|c| c.waiting).sum::<u64>();
         Ok(done)
     }
 
-    /// The run queues as they are now, waits under way included.
-    fn queues(&self, slots: &BTreeMap<u64, u32>) -> Result<Vec<RunQueue>, ProbeError> {
-        let mut queues = vec![RunQueue::default(); self.slots.cpus()];
-        for (cpu, queue) in queues.iter_mut().enumerate() {
+    /// The run queues, as far as waits have ended in them.
+    fn queues(&self, slots: &BTreeMap<u64, u32>) -> Vec<RunQueue> {
+        let of = |cpu| {
             let all = slots.values().chain([&0]);
             let counters = all.filter_map(|slot| self.slots.get(cpu, *slot as usize));
-            queue.wait_ns = counters.map(|at| at.wait_ns).sum();
-        }
-        for waiting in self.waits_under_way()? {
-            if let Some(queue) = queues.get_mut(waiting.cpu as usize) {
-                queue.waiting += 1;
-                queue.wait_ns += waiting.now.saturating_sub(waiting.queued_at);
+            RunQueue {
+                wait_ns: counters.map(|at| at.wait_ns).sum(),
+                waiting: 0,
             }
-        }
-        Ok(queues)
+        };
+        (0..self.slots.cpus()).map(of).collect()
     }
 
     /// The waits that have not ended; none where this kernel does not tell.
@@ -441,8 +441,7 @@ impl Sched {
             probe: "sched",
             why: format!("waiting: {why}"),
         })?;
-        let records = records.chunks_exact(size_of::<Waiting>());
-        Ok(records.filter_map(plain).collect())
+        Ok(all(&records).collect())
     }
 
     /// How full the table was.
@@ -503,9 +502,9 @@ impl Sched {
     }
 
     /// Adds the waits that have not ended.
-    fn add_waiting(&self, into: &mut BTreeMap<u64, SchedCounters>) -> Result<(), ProbeError> {
+    fn add_waiting(&self, waits: &[Waiting], into: &mut BTreeMap<u64, SchedCounters>) {
         let mut runs: HashMap<u32, Option<Runs>> = HashMap::new();
-        for waiting in self.waits_under_way()? {
+        for waiting in waits {
             let Some(counters) = into.get_mut(&waiting.cgroup) else {
                 continue;
             };
@@ -522,12 +521,21 @@ impl Sched {
                 // Another's place, or one that nobody has taken yet.
                 waiting.cfs_rq != 0 && t.cfs_rq == waiting.cfs_rq
             });
-            let holes = holes_of(&waiting, throttled.as_ref());
-            walk_back(&waiting, &holes, ring.as_ref(), &mut |holder, ns| {
+            let holes = holes_of(waiting, throttled.as_ref());
+            walk_back(waiting, &holes, ring.as_ref(), &mut |holder, ns| {
                 counters.held.entry(holder).or_default().exact_ns += ns;
             });
         }
-        Ok(())
+    }
+}
+
+/// Adds the waits that have not ended.
+fn add_to_queues(waits: &[Waiting], queues: &mut [RunQueue]) {
+    for waiting in waits {
+        if let Some(queue) = queues.get_mut(waiting.cpu as usize) {
+            queue.waiting += 1;
+            queue.wait_ns += waiting.now.saturating_sub(waiting.queued_at);
+        }
     }
 }
 
@@ -544,7 +552,10 @@ impl Probe for Sched {
             .filter(|(_, target)| target.slot != 0)
             .map(|(id, target)| (*id, target.slot))
             .collect();
-        let mut cgroups = self.read_once(&slots, targets, into)?;
+        let SchedReading {
+            mut cgroups,
+            queues,
+        } = self.read_once(&slots, targets, into)?;
         self.stalls.read(&mut cgroups, targets, &mut into.quality);
         let quality = &mut into.quality;
         for (id, slot) in &slots {
@@ -580,7 +591,6 @@ impl Probe for Sched {
         for holder in cgroups.values().flat_map(|c| c.held.keys()) {
             into.mention(targets, *holder);
         }
-        let queues = self.queues(&slots)?;
         into.sched = Some(SchedReading { cgroups, queues });
         Ok(())
     }

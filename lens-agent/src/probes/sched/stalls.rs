@@ -14,8 +14,9 @@ use crate::{
     probes::{
         ProbeError, Setup,
         keyed::Strangers,
-        mapped::{Mapped, plain},
+        mapped::Mapped,
         object::{Object, Plan},
+        records::all,
         symbols::KernelSymbols,
         targets::Targets,
     },
@@ -129,10 +130,7 @@ fn add_under_way(
     longest: &mut Longest,
     quality: &mut Quality,
 ) {
-    for record in records.chunks_exact(size_of::<Asleep>()) {
-        let Some(asleep) = plain::<Asleep>(record) else {
-            continue;
-        };
+    for asleep in all::<Asleep>(records) {
         let Some(counters) = into.get_mut(&asleep.cgroup) else {
             continue;
         };

@@ -17,7 +17,6 @@ mod oom;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, LruHashMap},
     programs::BtfTracePointContext,
@@ -30,12 +29,13 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
+    clock::now,
     field::read,
     lengths,
     loss::count,
     offsets, per_cpu,
     target::{cgroup_of, slot_of},
-    task::current,
+    task::{current, is_kernel_thread},
 };
 
 #[map]
@@ -52,11 +52,7 @@ static LAST: LruHashMap<u32, u32> = LruHashMap::with_max_entries(RECLAIMERS, 0);
 offsets! {
     /// `task_struct.pid`
     TASK_PID,
-    /// `task_struct.flags`
-    TASK_FLAGS,
 }
-
-const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// `mm_vmscan_direct_reclaim_begin(int order, gfp_t gfp_flags)`
 #[btf_tracepoint(function = "mm_vmscan_direct_reclaim_begin")]
@@ -143,13 +139,6 @@ fn background() -> Option<*mut Background> {
     BACKGROUND.get_ptr_mut(per_cpu::cpu())
 }
 
-/// Whether `task` works for everybody.
-#[inline(always)]
-unsafe fn is_kernel_thread(task: *const u8) -> bool {
-    // SAFETY: `task` is typed.
-    unsafe { read::<u32>(task, &TASK_FLAGS) & PF_KTHREAD != 0 }
-}
-
 /// The current task stops to find memory. One who does so already is not noted a second time: the
 /// time is the outer stall's.
 #[inline(always)]
@@ -171,8 +160,7 @@ fn begin(kind: usize) {
         }
         cgroup
     };
-    // SAFETY: takes nothing.
-    let since = unsafe { bpf_ktime_get_ns() };
+    let since = now();
     let under_way = UnderWay {
         cgroup,
         since,
@@ -207,8 +195,7 @@ fn end(kind: usize, pages: u64) {
     if noted != kind as u64 {
         return;
     }
-    // SAFETY: takes nothing.
-    let ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(since);
+    let ns = now().wrapping_sub(since);
     // It was there a moment ago, and nobody else removes it.
     let _ = UNDER_WAY.remove(tid);
     if cgroup != 0 {

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
+    helpers::{bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
     macros::{btf_tracepoint, map},
     maps::{LruHashMap, RingBuf},
     programs::BtfTracePointContext,
@@ -20,6 +20,7 @@ use lens_common::{
     reclaim::{DIRECT, FOR_HOST, FOR_LIMIT, FOR_UNKNOWN, LEVELS, LIMIT, NAME, OomEvent},
 };
 use lens_ebpf::{
+    clock::now,
     field::read,
     loss::count,
     offsets, resident,
@@ -186,7 +187,7 @@ unsafe fn tell(victim: &Victim) {
     // SAFETY: all of the record but unused names is written; the current task is typed.
     unsafe {
         let task = current();
-        (*event).at_ns = bpf_ktime_get_ns();
+        (*event).at_ns = now();
         (*event).cgroup = victim.cgroup;
         (*event).pages = victim.pages;
         (*event).tgid = victim.tgid as u32;

@@ -24,7 +24,7 @@ mod throttling;
 mod waiting;
 mod walk;
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use lens_common::{
     hist::{BUCKETS, bucket},
     holder::{BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED},
@@ -34,12 +34,13 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
-    atomic,
+    atomic, clock,
     field::read,
     flat,
     loss::count,
     near, per_cpu,
     target::{cgroup_of, slot_of},
+    task::is_kernel_thread,
 };
 
 use crate::{
@@ -47,15 +48,13 @@ use crate::{
     stalls::stalled,
     state::{
         CFS_RQ_THROTTLED_NS, HAS_SCHED_INFO, HAS_THROTTLED, MAY_ALLOCATE, Now, RUN, SLOT, TASK,
-        TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_FLAGS, TASK_LAST_ARRIVAL, TASK_LAST_QUEUED,
-        TASK_PID, TASK_RUN_DELAY, now_at,
+        TASK_ARRIVALS, TASK_CFS_RQ, TASK_CPU, TASK_LAST_ARRIVAL, TASK_LAST_QUEUED, TASK_PID,
+        TASK_RUN_DELAY, now_at,
     },
     throttling::{holes_of, note_growth, throttled, throttled_since},
     walk::{Victim, book_rarely, walk},
 };
 
-/// `PF_KTHREAD`
-const KERNEL_THREAD: u32 = 0x0020_0000;
 /// `TASK_INTERRUPTIBLE`, `TASK_UNINTERRUPTIBLE`, `TASK_NOLOAD`
 const STATE_S: u32 = 1;
 pub(crate) const STATE_D: u32 = 2;
@@ -115,8 +114,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 unsafe fn holder(task: *const u8, cgroup: u64) -> u64 {
     // SAFETY: `task` is a program's argument.
-    let flags: u32 = unsafe { read(task, &TASK_FLAGS) };
-    if flags & KERNEL_THREAD != 0 {
+    if unsafe { is_kernel_thread(task) } {
         BY_KERNEL
     } else {
         cgroup
@@ -322,7 +320,7 @@ fn queued(task: *const u8) -> i32 {
             count(loss::TASKS);
         } else if (*rec).queued_at == 0 {
             // Else it has been waiting for longer: woken again, or on its way to sleep.
-            (*rec).queued_at = bpf_ktime_get_ns();
+            (*rec).queued_at = clock::now();
         }
     }
     0

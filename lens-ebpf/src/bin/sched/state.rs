@@ -3,7 +3,6 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    helpers::bpf_ktime_get_ns,
     macros::{btf_map, map},
     maps::Array,
 };
@@ -11,7 +10,7 @@ use lens_common::{
     limits::{PAIRS, SLOTS, THROTTLED},
     sched::{Pair, Runs, SchedSlot, TaskRec, Throttled},
 };
-use lens_ebpf::{field::read, offsets, per_cpu, task::TaskStorage};
+use lens_ebpf::{clock, field::read, offsets, per_cpu, task::TaskStorage};
 
 const _: () = assert!(BPF_F_NO_PREALLOC == 1);
 
@@ -29,8 +28,6 @@ pub(crate) static TASK: TaskStorage<TaskRec> = TaskStorage::new();
 offsets! {
     /// `task_struct.pid`
     TASK_PID,
-    /// `task_struct.flags`
-    TASK_FLAGS,
     /// `task_struct.se.cfs_rq`
     TASK_CFS_RQ,
     /// `task_struct.sched_info.last_queued`
@@ -93,8 +90,7 @@ pub(crate) struct Now {
 #[inline(always)]
 pub(crate) unsafe fn now_at(task: *const u8) -> Now {
     if HAS_SCHED_INFO.load() == 0 {
-        // SAFETY: takes nothing.
-        let clock = unsafe { bpf_ktime_get_ns() };
+        let clock = clock::now();
         return Now {
             clock,
             task_clock: clock,

@@ -8,10 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     Global,
     bindings::{seq_file, task_struct},
-    helpers::{
-        bpf_ktime_get_ns,
-        generated::{bpf_seq_write, bpf_task_pt_regs},
-    },
+    helpers::generated::{bpf_seq_write, bpf_task_pt_regs},
     macros::map,
     maps::Array,
 };
@@ -22,6 +19,7 @@ use lens_common::{
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
+    clock::now,
     field::read,
     loss::count,
     near, offsets, per_cpu, places,
@@ -104,7 +102,7 @@ pub(crate) unsafe fn enter(regs: *const u8) {
         if record.is_null() {
             count(loss::TASKS);
         } else {
-            (*record).futex_at = bpf_ktime_get_ns();
+            (*record).futex_at = now();
         }
     }
 }
@@ -132,11 +130,7 @@ pub(crate) unsafe fn exit(regs: *const u8, task: *const u8, cgroup: u64, result:
                 return;
             }
         }
-        let ns = if woke {
-            0
-        } else {
-            bpf_ktime_get_ns().wrapping_sub(since)
-        };
+        let ns = if woke { 0 } else { now().wrapping_sub(since) };
         let (waits, wakes) = (u64::from(!woke), u64::from(woke));
         let Some(slot) = near::slot_of(cgroup) else {
             return;

@@ -20,7 +20,6 @@ mod futex;
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns},
     macros::{btf_map, btf_tracepoint, map},
     maps::Array,
     programs::BtfTracePointContext,
@@ -38,12 +37,13 @@ use lens_common::{
 };
 use lens_ebpf::{
     atomic,
+    clock::now,
     countdown::{Countdown, is_due},
     field::read,
     loss::count,
     near, offsets, per_cpu, sample,
     target::cgroup_of,
-    task::TaskStorage,
+    task::{TaskStorage, current},
 };
 
 #[map]
@@ -118,7 +118,7 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         if !is_due(&raw mut (*countdown).left, TIME_ONE_IN.load()) {
             return 0;
         }
-        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let task = current();
         let nr = number(ctx.arg(1), read(task, &TASK_STATUS));
         if NO_RETURN.contains(&nr) || EXECS.contains(&nr) || !has_places(cgroup_of(task)) {
             return 0;
@@ -129,7 +129,7 @@ fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         if let Some(group) = timed_tasks(task) {
-            (*record).at = bpf_ktime_get_ns();
+            (*record).at = now();
             atomic::add(&raw mut (*group).n, 1);
         }
     }
@@ -148,7 +148,7 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         let regs: *const u8 = ctx.arg(0);
         let result: u64 = ctx.arg(1);
-        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let task = current();
         let cgroup = cgroup_of(task);
         let nr = number(read(regs, &REGS_ORIG_AX), read(task, &TASK_STATUS));
         if TIME_ONE_IN.load() != 0 {
@@ -308,7 +308,7 @@ unsafe fn time(task: *const u8, cgroup: u64, nr: u32) {
         if record.is_null() || (*record).at == 0 {
             return;
         }
-        let ns = bpf_ktime_get_ns().wrapping_sub((*record).at);
+        let ns = now().wrapping_sub((*record).at);
         (*record).at = 0;
         atomic::add(&raw mut (*group).n, u64::MAX);
         // It may have been moved meanwhile.
