@@ -12,6 +12,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
+    helpers::bpf_probe_read_kernel,
     macros::{btf_tracepoint, map},
     maps::{Array, LruHashMap, RingBuf},
     programs::BtfTracePointContext,
@@ -225,17 +226,17 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments are those of the prototype above; the counters are only added to
     // atomically, because an interrupt sends signals too.
     unsafe {
-        let info: *const u8 = ctx.arg(1);
         if let Some(slot) = slot_on_this_cpu(cgroup_of(ctx.arg(2))) {
             atomic::add(&raw mut (*slot).signals, 1);
         }
         let is_by_task = match ctx.arg::<u64>(1) {
             SEND_SIG_NOINFO => true,
             SEND_SIG_PRIV => false,
-            // SI_USER, and what a program may write itself.
-            _ => {
-                read::<i32>(info, &SIGINFO_CODE) <= 0
-                    && read::<i32>(info, &SIGINFO_CODE) != SI_TIMER
+            // It may be no address at all, so some verifiers let nobody load from it.
+            info => {
+                let at = (info + u64::from(SIGINFO_CODE.load())) as *const i32;
+                // SI_USER, and what a program may write itself.
+                bpf_probe_read_kernel(at).is_ok_and(|code| code <= 0 && code != SI_TIMER)
             }
         };
         if is_by_task {
