@@ -4,13 +4,13 @@ use aya_ebpf::{macros::map, maps::Array};
 use lens_common::{
     hist::{BUCKETS, bucket},
     lengths::Lengths,
-    limits,
 };
 
 use crate::{per_cpu, places};
 
+/// One place where nobody asks for more: every object that refers to this module has the map.
 #[map]
-static LENGTHS: Array<Lengths> = Array::with_max_entries(limits::LENGTHS, per_cpu::MAPPED);
+static LENGTHS: Array<Lengths> = Array::with_max_entries(1, per_cpu::MAPPED);
 
 /// Notes that a wait of `kind` took `ns`.
 #[inline(always)]

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod block;
 #[cfg(test)]
+mod footprint;
 mod governed;
 #[cfg(test)]
 mod governor;

@@ -143,6 +143,8 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
             definition.blind,
         ));
     }
+    let memory = probes.map_memory().formula();
+    checks.push(Check::new("memory of maps", Ok(memory), "nothing"));
     // What runs may still see only a part.
     for part in probes.read().quality.missing {
         let of_probe = |d: &&probes::Definition| part.probe.starts_with(&format!("{}.", d.name));

@@ -164,9 +164,9 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         plan.constant(name, offset.unwrap_or_default());
     }
     plan.constant("HAS_OWNER", u32::from(has_owner));
-    plan.per_cpu("IO", BLOCK_PLACES)
-        .per_cpu("PAIR", BLOCK_PAIRS)
-        .per_cpu("DIRTIED", DIRTIED_PLACES);
+    plan.places("IO", BLOCK_PLACES)
+        .places("PAIR", BLOCK_PAIRS)
+        .places("DIRTIED", DIRTIED_PLACES);
     Slots::<BlockSlot>::plan(&mut plan);
     let mut object = plan.load()?;
     let wrong = |why: aya::maps::MapError| read_error(&why);
@@ -185,9 +185,9 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Ok(Box::new(Block {
         losses: Losses::of(&object)?,
         slots: Slots::of(&object)?,
-        ios: object.mapped("IO", BLOCK_PLACES)?,
-        pairs: object.mapped("PAIR", BLOCK_PAIRS)?,
-        dirtied: object.mapped("DIRTIED", DIRTIED_PLACES)?,
+        ios: object.mapped_places("IO", BLOCK_PLACES)?,
+        pairs: object.mapped_places("PAIR", BLOCK_PAIRS)?,
+        dirtied: object.mapped_places("DIRTIED", DIRTIED_PLACES)?,
         object,
         flights,
         devices,

@@ -320,7 +320,7 @@ const CALLS: usize = size_of::<Calls>() / 8;
 impl Programs {
     fn load(request: &TraceRequest, timed: bool, watched: &Watched) -> Result<Self, TraceError> {
         let types = KernelTypes::of_running_kernel()?;
-        let machine = Machine::new(None).map_err(|why| TraceError::System {
+        let machine = Machine::new(None, None).map_err(|why| TraceError::System {
             what: "cannot tell the number of CPUs",
             why,
         })?;

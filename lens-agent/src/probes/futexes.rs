@@ -99,7 +99,7 @@ impl Futexes {
             .offset("TASK_TGID", "task_struct", "tgid")?
             .offset("TASK_MM", "task_struct", "mm")?
             .offset("META_SEQ", "bpf_iter_meta", "seq")?
-            .per_cpu("FUTEX", FUTEXES);
+            .places("FUTEX", FUTEXES);
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Futexes {
         pins: &Pins,
     ) -> Result<Self, ObjectError> {
         Ok(Self {
-            table: object.mapped("FUTEX", FUTEXES)?,
+            table: object.mapped_places("FUTEX", FUTEXES)?,
             strangers: Strangers::default(),
             waiting: object.pin_iterator("futex_waiters", "task", types, pins)?,
             known: HashMap::new(),

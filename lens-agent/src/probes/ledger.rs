@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::object::{Object, ProgramCost};
+use super::{
+    map_memory::MapMemory,
+    object::{Object, ProgramCost},
+};
 use crate::base::clock::{Clock as _, Moment, SystemClock};
 
 /// What each probe's programs have cost, by the probe's name.
@@ -51,7 +54,7 @@ pub(super) struct Ledger {
     window: Option<(OwnedFd, Moment, Costs)>,
     measured: Option<Measured>,
     /// Memory of the maps of each probe.
-    map_bytes: BTreeMap<&'static str, u64>,
+    memory: BTreeMap<&'static str, MapMemory>,
     /// Maps by id that are accounted for.
     maps: BTreeSet<u32>,
 }
@@ -59,9 +62,9 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Enters the memory of a probe's maps. Of a map that several share, the first one's.
     pub(super) fn enter(&mut self, probe: &'static str, object: &Object) {
-        for (id, bytes) in object.maps() {
+        for (id, memory) in object.maps() {
             if self.maps.insert(id) {
-                *self.map_bytes.entry(probe).or_default() += bytes;
+                *self.memory.entry(probe).or_default() += memory;
             }
         }
     }
@@ -92,8 +95,17 @@ impl Ledger {
         self.measured.as_ref()
     }
 
-    /// Memory of a probe's maps in the kernel.
+    /// Memory of a probe's maps in the kernel, in bytes.
     pub(super) fn map_bytes(&self, probe: &str) -> u64 {
-        self.map_bytes.get(probe).copied().unwrap_or_default()
+        self.memory.get(probe).map_or(0, MapMemory::bytes)
+    }
+
+    /// Memory of all maps.
+    pub(super) fn map_memory(&self) -> MapMemory {
+        let mut sum = MapMemory::default();
+        for memory in self.memory.values() {
+            sum += *memory;
+        }
+        sum
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Lengths {
 impl Lengths {
     /// Gives the object room for them.
     pub(super) fn plan(plan: &mut Plan<'_>) {
-        plan.per_cpu("LENGTHS", LENGTHS);
+        plan.places("LENGTHS", LENGTHS);
     }
 
     /// Maps them.
@@ -47,7 +47,7 @@ impl Lengths {
         let under_way = HashMap::try_from(object.take_map("UNDER_WAY")?);
         Ok(Self {
             probe,
-            ended: object.mapped("LENGTHS", LENGTHS)?,
+            ended: object.mapped_places("LENGTHS", LENGTHS)?,
             under_way: under_way.map_err(|why| ObjectError::Load {
                 object: probe,
                 why: format!("map UNDER_WAY: {why}"),

@@ -158,7 +158,7 @@ impl Lifecycle {
         }
         plan.offset("SIGINFO_CODE", "kernel_siginfo", "si_code")?;
         plan.constant("HAS_GROUP_DEAD", u32::from(has_group_dead));
-        plan.per_cpu("FORKER", FORKERS);
+        plan.places("FORKER", FORKERS);
         Slots::<LifecycleSlot>::plan(&mut plan);
         let mut object = plan.load()?;
         let exits =
@@ -173,7 +173,7 @@ impl Lifecycle {
         Ok(Self {
             losses: Losses::of(&object)?,
             slots: Slots::of(&object)?,
-            forkers: object.mapped("FORKER", FORKERS)?,
+            forkers: object.mapped_places("FORKER", FORKERS)?,
             object,
             exits,
             strangers: Strangers::default(),

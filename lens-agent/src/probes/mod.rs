@@ -18,6 +18,7 @@ mod lengths;
 pub mod lifecycle;
 pub mod locks;
 mod log;
+mod map_memory;
 mod mapped;
 pub mod memory;
 mod near;
@@ -59,6 +60,7 @@ pub use self::{
     lifecycle::{AbnormalExit, ForkerCounters, LifecycleCounters, LifecycleReading},
     locks::{LockCounters, LocksReading},
     log::{LogLevel, LogLine},
+    map_memory::MapMemory,
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     net::{HeldSockets, Listener, Messages, NetCounters, NetReading},
     object::{Object, ObjectError, ProgramCost},
@@ -270,6 +272,9 @@ pub struct Config {
     /// Does as if the kernel kept no books of its own that a probe could rely on: to try on any
     /// kernel what runs on such a one.
     pub force_fallback: bool,
+    /// Makes the maps for so many possible CPUs, not fewer than there are: to see on any machine what
+    /// they would take on a large one.
+    pub force_cpus: Option<usize>,
     /// CPU time that the kernel programs may take, as a percentage of the whole host's;
     /// [`CPU_BUDGET_PERCENT`] if it is not given.
     pub cpu_budget_percent: Option<f64>,
@@ -326,7 +331,8 @@ impl Probes {
         let types = KernelTypes::of_running_kernel()?;
         let pins = Pins::new().map_err(StartError::Pins)?;
         let log = config.log.map(log::KernelLog::new);
-        let machine = object::Machine::new(log.clone()).map_err(StartError::Cpus)?;
+        let machine =
+            object::Machine::new(config.force_cpus, log.clone()).map_err(StartError::Cpus)?;
         let targets = Targets::start(&types, &pins, &machine, watched, config.globs.clone())?;
         let setup = Setup {
             types: &types,
@@ -445,6 +451,11 @@ impl Probes {
     /// Memory of a probe's maps in the kernel, in bytes.
     pub fn map_bytes(&self, probe: &str) -> u64 {
         self.ledger.map_bytes(probe)
+    }
+
+    /// Memory of all maps in the kernel.
+    pub fn map_memory(&self) -> MapMemory {
+        self.ledger.map_memory()
     }
 
     /// What a probe does without at present, to stay within the budget.

@@ -8,6 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapInfo,
     programs::{
         Iter, Program,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -20,10 +21,14 @@ use lens_common::{limits, loss};
 use super::{
     kernel_types::KernelTypes,
     log::KernelLog,
+    map_memory::{self, Block, MapMemory},
     mapped::{Mapped, MappedError},
     pins::Pins,
 };
 use crate::base::quality::Quality;
+
+/// By how much the programs' tables are smaller; see [`map_memory::shrink`].
+const SHRINK: &str = "SHRINK";
 
 /// The object of a name in lens-ebpf/src/bin, in both variants.
 macro_rules! bytes {
@@ -112,17 +117,17 @@ pub(super) struct Variants {
 /// What holds for all objects.
 #[derive(Debug)]
 pub struct Machine {
+    /// How many CPUs the maps are made for.
     cpus: usize,
     log: Option<KernelLog>,
 }
 
 impl Machine {
-    /// This one; where `log` is given, objects are loaded that say something.
-    pub(super) fn new(log: Option<KernelLog>) -> std::io::Result<Self> {
-        Ok(Self {
-            cpus: possible_cpus()?,
-            log,
-        })
+    /// This one, or as if so many CPUs were possible; where `log` is given, objects are loaded that
+    /// say something.
+    pub(super) fn new(cpus: Option<usize>, log: Option<KernelLog>) -> std::io::Result<Self> {
+        let cpus = cpus.map_or_else(possible_cpus, Ok)?;
+        Ok(Self { cpus, log })
     }
 }
 
@@ -136,6 +141,8 @@ pub(super) struct Plan<'a> {
     constants: Vec<(&'static str, u32)>,
     sizes: Vec<(&'static str, u32)>,
     pins: Vec<(&'static str, PathBuf)>,
+    /// What the maps are for that have a block a CPU, by name.
+    blocks: BTreeMap<&'static str, Block>,
 }
 
 impl<'a> Plan<'a> {
@@ -154,6 +161,7 @@ impl<'a> Plan<'a> {
             constants: Vec::new(),
             sizes: Vec::new(),
             pins: Vec::new(),
+            blocks: BTreeMap::new(),
         };
         plan.per_cpu("LOSS", loss::COUNTERS);
         plan
@@ -181,8 +189,28 @@ impl<'a> Plan<'a> {
 
     /// Gives the array `map` a block of `block` entries for each CPU.
     pub(super) fn per_cpu(&mut self, map: &'static str, block: u32) -> &mut Self {
+        self.blocks_of(map, block, Block::Whole)
+    }
+
+    /// Gives the array `map` counters of each target for each CPU.
+    pub(super) fn slots(&mut self, map: &'static str) -> &mut Self {
+        self.blocks_of(map, limits::SLOTS, Block::Slots)
+    }
+
+    /// Gives the table `map` `places` (a power of two) for each CPU; fewer where there are very many
+    /// CPUs.
+    pub(super) fn places(&mut self, map: &'static str, places: u32) -> &mut Self {
+        let shrink = map_memory::shrink(self.machine.cpus);
+        if !self.constants.iter().any(|(name, _)| *name == SHRINK) {
+            self.constant(SHRINK, shrink);
+        }
+        self.blocks_of(map, places >> shrink, Block::Places)
+    }
+
+    fn blocks_of(&mut self, map: &'static str, entries: u32, block: Block) -> &mut Self {
         let cpus = u32::try_from(self.machine.cpus).unwrap_or(u32::MAX);
-        self.sizes.push((map, block.saturating_mul(cpus)));
+        self.sizes.push((map, entries.saturating_mul(cpus)));
+        self.blocks.insert(map, block);
         self
     }
 
@@ -237,6 +265,7 @@ impl<'a> Plan<'a> {
             name: self.object,
             ebpf,
             cpus: self.machine.cpus,
+            blocks: self.blocks.clone(),
             links: BTreeMap::new(),
             detached: BTreeSet::new(),
         })
@@ -249,6 +278,8 @@ pub struct Object {
     name: &'static str,
     ebpf: Ebpf,
     cpus: usize,
+    /// What the maps are for that have a block a CPU, by name.
+    blocks: BTreeMap<&'static str, Block>,
     /// Of the tracepoint programs that are attached.
     links: BTreeMap<&'static str, BtfTracePointLinkId>,
     /// Programs that were attached, and are not now.
@@ -352,12 +383,19 @@ impl Object {
 
     /// The maps of its loaded programs by id, with their memory in the kernel as the kernel reckons
     /// it. To be asked before the process is closed.
-    pub(super) fn maps(&self) -> BTreeMap<u32, u64> {
+    pub(super) fn maps(&self) -> BTreeMap<u32, MapMemory> {
         let programs = self.ebpf.programs();
         let used = programs.filter_map(|(_, program)| program.info().ok()?.map_ids().ok()?);
-        used.flatten()
-            .filter_map(|id| Some((id, map_bytes(id)?)))
-            .collect()
+        let memory = |id: u32| {
+            let map = MapInfo::from_id(id).ok()?;
+            let block = map.name_as_str().and_then(|name| self.blocks.get(name));
+            let bytes = bytes_of(&map)?;
+            // The rest is what any map takes, and is rounded up to pages.
+            let entries = u64::from(map.value_size()) * u64::from(map.max_entries());
+            let memory = MapMemory::of(block.copied(), bytes, entries, self.cpus);
+            Some((id, memory))
+        };
+        used.flatten().filter_map(memory).collect()
     }
 
     /// Loads the iterator `program` over `what` (`task`, `task_file`) and pins it: each reading of the
@@ -441,6 +479,15 @@ impl Object {
         Ok(Mapped::of(&self.ebpf, map, entries, 1)?)
     }
 
+    /// Maps a table of `places` for each CPU, as [`Plan::places`] has made it.
+    pub(super) fn mapped_places<T: lens_common::Plain>(
+        &self,
+        map: &'static str,
+        places: u32,
+    ) -> Result<Mapped<T>, ObjectError> {
+        self.mapped(map, places >> map_memory::shrink(self.cpus))
+    }
+
     /// Maps an array that has a block of `block` entries for each CPU.
     pub fn mapped<T: lens_common::Plain>(
         &self,
@@ -474,8 +521,8 @@ impl Object {
 }
 
 /// What `memlock` of fdinfo says of a map: bytes.
-fn map_bytes(id: u32) -> Option<u64> {
-    let map = aya::maps::MapInfo::from_id(id).ok()?.fd().ok()?;
+fn bytes_of(map: &MapInfo) -> Option<u64> {
+    let map = map.fd().ok()?;
     let fd = map.as_fd().as_raw_fd();
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));

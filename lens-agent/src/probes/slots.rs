@@ -19,7 +19,7 @@ impl<T: Counters> Slots<T> {
 
     /// Gives the object room for them.
     pub(super) fn plan(plan: &mut Plan<'_>) {
-        plan.per_cpu(Self::MAP, SLOTS);
+        plan.slots(Self::MAP);
     }
 
     /// Maps them.

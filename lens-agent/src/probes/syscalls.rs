@@ -117,9 +117,9 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let counts_futexes = setup.config.wants("locks");
     plan.constant("FUTEX_COUNTED", u32::from(counts_futexes));
     Futexes::plan(&mut plan, types)?;
-    plan.per_cpu("CALL", CALLS)
-        .per_cpu("TIME", TIMES)
-        .per_cpu("ERRNO", ERRNOS)
+    plan.places("CALL", CALLS)
+        .places("TIME", TIMES)
+        .places("ERRNO", ERRNOS)
         .per_cpu("COUNTDOWN", 1);
     Slots::<SyscallSlot>::plan(&mut plan);
     Near::plan(&mut plan);
@@ -132,9 +132,9 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let futexes = counts_futexes.then(|| Futexes::of(&mut object, types, setup.pins));
     Ok(Box::new(Syscalls {
         losses: Losses::of(&object)?,
-        calls: object.mapped("CALL", CALLS)?,
-        times: object.mapped("TIME", TIMES)?,
-        errnos: object.mapped("ERRNO", ERRNOS)?,
+        calls: object.mapped_places("CALL", CALLS)?,
+        times: object.mapped_places("TIME", TIMES)?,
+        errnos: object.mapped_places("ERRNO", ERRNOS)?,
         slots: Slots::of(&object)?,
         near: Near::of(&object)?,
         sample: Sample::of(&object)?,

@@ -29,7 +29,7 @@ use lens_ebpf::{
     clock::now,
     field::read,
     loss::count,
-    offsets, per_cpu,
+    offsets, per_cpu, places,
     target::{cgroup_of, slot_of},
     task::{comm_of, current},
 };
@@ -120,14 +120,13 @@ unsafe fn forked(parent: *const u8, cgroup: u64, is_process: bool) {
     unsafe {
         let tgid: u32 = read(parent, &TASK_TGID);
         let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ tgid.wrapping_mul(0x85EB_CA6B);
-        let i = mixed >> (32 - FORKERS.trailing_zeros());
-        let base = per_cpu::index(FORKERS, 0);
-        let mut oldest = i;
+        let block = places::block(per_cpu::cpu(), FORKERS, mixed);
+        let mut oldest = block.at(0);
         let mut oldest_ns = u64::MAX;
         let mut k = 0;
         while k < FORKER_PROBES {
-            let at = (i ^ k) & (FORKERS - 1);
-            let Some(place) = FORKER.get_ptr_mut(base + at) else {
+            let at = block.at(k);
+            let Some(place) = FORKER.get_ptr_mut(at) else {
                 return;
             };
             if (*place).cgroup == cgroup && (*place).tgid == tgid {
@@ -145,7 +144,7 @@ unsafe fn forked(parent: *const u8, cgroup: u64, is_process: bool) {
             }
             k += 1;
         }
-        let Some(place) = FORKER.get_ptr_mut(base + (oldest & (FORKERS - 1))) else {
+        let Some(place) = FORKER.get_ptr_mut(oldest) else {
             return;
         };
         if (*place).cgroup != cgroup || (*place).tgid != tgid {

@@ -156,7 +156,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     cgroup_constants(&mut plan, types, setup.watched)?;
     plan.share("TARGETS", setup.pins);
     constants(&mut plan, types)?;
-    plan.per_cpu("DROP", DROPS).per_cpu("DROPPED", REASONS);
+    plan.places("DROP", DROPS).per_cpu("DROPPED", REASONS);
     Slots::<NetSlot>::plan(&mut plan);
     Sample::plan(&mut plan);
     let mut object = plan.load()?;
@@ -184,7 +184,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Ok(Box::new(Net {
         losses: Losses::of(&object)?,
         slots: Slots::of(&object)?,
-        drop: object.mapped("DROP", DROPS)?,
+        drop: object.mapped_places("DROP", DROPS)?,
         dropped: object.mapped("DROPPED", REASONS)?,
         sample: Sample::of(&object)?,
         sockets: Sockets::start(&mut object, setup),

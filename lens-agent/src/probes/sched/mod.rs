@@ -264,9 +264,7 @@ impl Sched {
             may_allocate,
             splits_quota,
         } = abilities(&mut plan, setup);
-        plan.per_cpu("SLOT", SLOTS)
-            .per_cpu("PAIR", PAIRS)
-            .per_cpu("RUN", 1);
+        plan.slots("SLOT").places("PAIR", PAIRS).per_cpu("RUN", 1);
         plan.per_cpu("THROTTLE", THROTTLED);
         Stalls::plan(&mut plan)?;
         Near::plan(&mut plan);
@@ -297,7 +295,7 @@ impl Sched {
         Ok(Self {
             losses: Losses::of(&object)?,
             slots: object.mapped("SLOT", SLOTS)?,
-            pairs: object.mapped("PAIR", PAIRS)?,
+            pairs: object.mapped_places("PAIR", PAIRS)?,
             runs: object.mapped("RUN", 1)?,
             throttled: object.mapped("THROTTLE", THROTTLED)?,
             near: Near::of(&object)?,

@@ -66,7 +66,7 @@ impl Stalls {
     pub(super) fn plan(plan: &mut Plan<'_>) -> Result<(), ProbeError> {
         plan.offset("TASK_STATE", "task_struct", "__state")?;
         plan.offset("TASK_COMM", "task_struct", "comm")?;
-        plan.per_cpu("STALL", STALLS);
+        plan.places("STALL", STALLS);
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl Stalls {
             under_way: object
                 .pin_iterator("asleep", "task", setup.types, setup.pins)
                 .map_err(|why| why.to_string()),
-            ended: object.mapped("STALL", STALLS)?,
+            ended: object.mapped_places("STALL", STALLS)?,
             strangers: Strangers::default(),
             symbols: KernelSymbols::default(),
         })

@@ -9,7 +9,7 @@ use lens_common::{
     loss,
     sched::{Ring, Run, Runs, SchedSlot, Throttled},
 };
-use lens_ebpf::{flat, loss::count, per_cpu, sample};
+use lens_ebpf::{flat, loss::count, per_cpu, places, sample};
 
 use crate::{ring::newest_of, state::PAIR, throttling::overlap};
 
@@ -202,11 +202,10 @@ pub(crate) unsafe fn book_rarely(
 #[inline(always)]
 pub(crate) unsafe fn book(victim: u64, stats: *mut SchedSlot, by: u64, exact: u64, sampled: u64) {
     let mixed = (victim as u32).wrapping_mul(0x9E37_79B1) ^ (by as u32).wrapping_mul(0x85EB_CA6B);
-    let i = mixed >> (32 - PAIRS.trailing_zeros());
-    let block = per_cpu::index(PAIRS, 0);
+    let block = places::block(per_cpu::cpu(), PAIRS, mixed);
     let mut k = 0;
     while k < PAIR_PROBES {
-        if let Some(pair) = PAIR.get_ptr_mut(block + ((i ^ k) & (PAIRS - 1))) {
+        if let Some(pair) = PAIR.get_ptr_mut(block.at(k)) {
             // SAFETY: this CPU's table.
             unsafe {
                 if (*pair).victim == 0 {

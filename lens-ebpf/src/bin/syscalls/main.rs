@@ -41,7 +41,7 @@ use lens_ebpf::{
     countdown::{Countdown, is_due},
     field::read,
     loss::count,
-    near, offsets, per_cpu, sample,
+    near, offsets, per_cpu, places, sample,
     target::cgroup_of,
     task::{TaskStorage, current},
 };
@@ -197,12 +197,11 @@ fn number(nr: u64, status: u32) -> u32 {
 /// table is full.
 #[inline(always)]
 unsafe fn place(cgroup: u64, nr: u32, mixed: u32) -> Option<*mut Call> {
-    let i = mixed >> (32 - CALLS.trailing_zeros());
-    let base = per_cpu::index(CALLS, 0);
+    let block = places::block(per_cpu::cpu(), CALLS, mixed);
     let mut free: *mut Call = core::ptr::null_mut();
     let mut k = 0;
     while k < CALL_PROBES {
-        let call = CALL.get_ptr_mut(base + ((i ^ k) & (CALLS - 1)))?;
+        let call = CALL.get_ptr_mut(block.at(k))?;
         // SAFETY: this CPU's table.
         unsafe {
             if (*call).cgroup == cgroup && (*call).nr == nr {
@@ -261,11 +260,11 @@ unsafe fn without_place(cgroup: u64, nr: u32, result: u64, weight: u64) {
 
 #[inline(always)]
 unsafe fn failed(cgroup: u64, nr: u32, errno: u32, mixed: u32, weight: u64) {
-    let i = mixed.wrapping_add(errno.wrapping_mul(0xC2B2_AE35)) >> (32 - ERRNOS.trailing_zeros());
-    let base = per_cpu::index(ERRNOS, 0);
+    let mixed = mixed.wrapping_add(errno.wrapping_mul(0xC2B2_AE35));
+    let block = places::block(per_cpu::cpu(), ERRNOS, mixed);
     let mut k = 0;
     while k < CALL_PROBES {
-        if let Some(place) = ERRNO.get_ptr_mut(base + ((i ^ k) & (ERRNOS - 1))) {
+        if let Some(place) = ERRNO.get_ptr_mut(block.at(k)) {
             // SAFETY: this CPU's table.
             unsafe {
                 if (*place).cgroup == 0 {
@@ -321,11 +320,10 @@ unsafe fn time(task: *const u8, cgroup: u64, nr: u32) {
 #[inline(always)]
 unsafe fn took(cgroup: u64, nr: u32, ns: u64) {
     let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ nr.wrapping_mul(0x85EB_CA6B);
-    let i = mixed >> (32 - TIMES.trailing_zeros());
-    let base = per_cpu::index(TIMES, 0);
+    let block = places::block(per_cpu::cpu(), TIMES, mixed);
     let mut k = 0;
     while k < CALL_PROBES {
-        if let Some(times) = TIME.get_ptr_mut(base + ((i ^ k) & (TIMES - 1))) {
+        if let Some(times) = TIME.get_ptr_mut(block.at(k)) {
             // SAFETY: this CPU's table.
             unsafe {
                 if (*times).cgroup == 0 {
