@@ -24,6 +24,11 @@ pub struct SchedSlot {
     pub wait_ns: u64,
     /// The longest; the agent sets it back when it reads.
     pub wait_max_ns: u64,
+    /// Bookings begun. Until [`SchedSlot::done`] says the same, a wait may be in some of these numbers
+    /// and in others not yet.
+    pub begun: u64,
+    /// The booking that ended last.
+    pub done: u64,
     /// The part of `wait_ns` whose pairs were subject to sampling, walked or not.
     pub sampled_ns: u64,
     /// The part of `wait_ns` whose pair found no room; of waits that are all walked.
@@ -43,11 +48,6 @@ pub struct SchedSlot {
     pub unseen: u64,
     /// Their length.
     pub unseen_ns: u64,
-    /// Bookings begun. Until [`SchedSlot::done`] says the same, a wait may be in some of these numbers
-    /// and in others not yet.
-    pub begun: u64,
-    /// The booking that ended last.
-    pub done: u64,
 }
 
 /// How long a victim waited while `by` held the CPU. The time of several waiters adds up.
@@ -103,7 +103,7 @@ pub struct Runs {
     pub stretch_ns: u64,
     /// Every interval.
     pub near: Ring,
-    /// The same for longer: intervals that follow closely on one another are one, which is booked
+    /// The same for longer, but for the newest: intervals that follow closely on one another are one, which is booked
     /// to one of those that ran, drawn by chance in proportion to how long each did. Where tasks
     /// run for milliseconds at a time, nothing is drawn.
     pub far: Ring,

@@ -69,8 +69,11 @@ impl Running {
 
     /// The same, by a command that runs the binary with the arguments that are added to it.
     pub fn start_by(mut command: Command, state: &Path, arguments: &[&str]) -> Result<Self> {
-        command.args(["run", "--listen", "127.0.0.1:0", "--interval", "500ms"]);
-        command.arg("--state-dir").arg(state).args(arguments);
+        command.args(["run", "--listen", "127.0.0.1:0", "--state-dir"]);
+        command.arg(state).args(arguments);
+        if !arguments.contains(&"--interval") {
+            command.args(["--interval", "500ms"]);
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn()?;
         let said = Lines::of(process.stdout.take().context("no stdout")?);

@@ -53,15 +53,14 @@ pub(super) fn walk_back(
         };
         let head = |ring: &Ring| usize::try_from(ring.head).unwrap_or_default() & mask;
         let near = &runs.near;
-        let ring = if near.runs[(head(near) + 1) & mask].end > queued {
-            // Longer ago than that.
-            &runs.far
+        let (newest, ring) = if near.runs[(head(near) + 1) & mask].end > queued {
+            // Longer ago than that. The newest interval is not in there yet.
+            (Some(near.runs[head(near)]), &runs.far)
         } else {
-            near
+            (None, near)
         };
-        let mut i = head(ring);
-        for _ in 0..RUNS - 1 {
-            let before = ring.runs[i];
+        let backwards = (0..RUNS - 1).map(|back| ring.runs[head(ring).wrapping_sub(back) & mask]);
+        for before in newest.into_iter().chain(backwards) {
             if before.end == 0 || upto == queued {
                 break;
             }
@@ -76,7 +75,6 @@ pub(super) fn walk_back(
             add(Holder::from_kernel(run.by), ran - stolen);
             upto = from;
             run = before;
-            i = i.wrapping_sub(1) & mask;
         }
     }
     add(Holder::Unattributed, upto - queued);

@@ -19,19 +19,33 @@ pub(crate) unsafe fn ran(runs: *mut Runs, now: Now, next: u64) {
         }
         let near = &raw mut (*runs).near;
         let mut at = newest_of(near);
-        let length = now.clock.wrapping_sub((*at).end);
         if (*at).by != by {
+            closed(runs, *at);
             at = begin(near, by);
         }
         (*at).end = now.clock;
         (*at).task_end = now.task_clock;
+    }
+}
 
+/// The newest interval is `done`: it goes into the ring for longer, too.
+#[inline(always)]
+unsafe fn closed(runs: *mut Runs, done: Run) {
+    // SAFETY: this CPU's rings, the index masked.
+    unsafe {
+        let before = (*runs).near.head.wrapping_sub(1) & (RUNS as u64 - 1);
+        let before = (*(*runs).near.runs.as_ptr().add(before as usize)).end;
+        if before == 0 {
+            // Nobody knows when the first one began.
+            return;
+        }
+        let length = done.end.wrapping_sub(before);
         let far = &raw mut (*runs).far;
         let mut at = newest_of(far);
         let mut stretch = (*runs).stretch_ns.wrapping_add(length);
-        if (*at).by != by {
+        if (*at).by != done.by {
             if length >= STRETCH_NS || stretch.wrapping_sub(length) >= STRETCH_NS {
-                at = begin(far, by);
+                at = begin(far, done.by);
                 stretch = length;
             } else {
                 // Both are below 2^22, so this is below 2^54.
@@ -41,13 +55,13 @@ pub(crate) unsafe fn ran(runs: *mut Runs, now: Now, next: u64) {
                     .wrapping_add(1_013_904_223);
                 (*runs).random = random;
                 if u64::from(random as u32).wrapping_mul(stretch) >> 32 < length {
-                    (*at).by = by;
+                    (*at).by = done.by;
                 }
             }
         }
         (*runs).stretch_ns = stretch;
-        (*at).end = now.clock;
-        (*at).task_end = now.task_clock;
+        (*at).end = done.end;
+        (*at).task_end = done.task_end;
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Walk {
     queued: u64,
     /// From here on all is booked.
     upto: u64,
+    /// An interval between that one and those of the ring, or NULL.
+    between: *const Run,
     /// All bits set: this wait stands for itself; none: for the sample.
     exact: u64,
     kernel: u64,
@@ -52,7 +54,12 @@ pub(crate) unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run,
         let known = before.end != 0 && before.end <= newest.end;
         if known && before.end <= queued && of.throttled.is_null() {
             // Most waits are behind one interval.
-            let stolen = stolen(newest, before, wait);
+            let mut stolen = 0;
+            // Nothing was, mostly, and dividing is dear.
+            if newest.end.wrapping_sub(before.end) != newest.task_end.wrapping_sub(before.task_end)
+            {
+                stolen = self::stolen(newest, before, wait);
+            }
             book(of.cgroup, of.stats, newest.by, wait.wrapping_sub(stolen), 0);
             if stolen != 0 {
                 book_rarely(of.cgroup, of.stats, BY_KERNEL, stolen, 0);
@@ -72,23 +79,24 @@ pub(crate) unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run,
             }
             exact = 0;
         }
-        let mut run = newest;
+        let mut between = core::ptr::null();
         let oldest = ((*ring).head + 1) & (RUNS as u64 - 1);
         if (*(*ring).runs.as_ptr().add(oldest as usize)).end > queued {
-            // Longer ago than that.
-            ring = &raw const (*runs).far;
-            i = (*ring).head.wrapping_sub(back) & (RUNS as u64 - 1);
-            if back != 0 {
-                run = *newest_of(ring.cast_mut());
+            // Longer ago than that. The newest interval is not in there yet.
+            if back == 0 {
+                between = newest_of(ring.cast_mut()).cast_const();
             }
+            ring = &raw const (*runs).far;
+            i = (*ring).head & (RUNS as u64 - 1);
         }
         let mut walk = Walk {
             of,
             ring,
-            run,
+            run: newest,
             i: i + 1,
             queued,
             upto: newest.end,
+            between,
             exact,
             kernel: 0,
             quota: 0,
@@ -102,6 +110,10 @@ pub(crate) unsafe fn walk(of: Victim, runs: *const Runs, back: u64, newest: Run,
 pub(crate) unsafe fn walk_far(walk: &mut Walk) {
     // SAFETY: the callback is given this very walk, whose pointers are those of a caller.
     unsafe {
+        if !walk.between.is_null() {
+            let between = *walk.between;
+            take(walk, between);
+        }
         bpf_loop(
             (RUNS / STRIDE) as u32 - 1,
             further as *mut c_void,
