@@ -14,7 +14,18 @@ pub const UNINTERRUPTIBLE: usize = 1;
 /// Stopped, traced, parked, idle kernel threads.
 pub const OTHER_STATE: usize = 2;
 
-/// The counters of one target on one CPU.
+/// Sleeps of one kind.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sleeps {
+    /// Those that ended.
+    pub n: u64,
+    /// Time asleep: not on a CPU and not waiting for one.
+    pub ns: u64,
+}
+
+/// The counters of one target on one CPU, in lines of the cache: what nearly every switch touches is
+/// in the first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SchedSlot {
@@ -26,21 +37,17 @@ pub struct SchedSlot {
     pub wait_max_ns: u64,
     /// Bookings begun. Until [`SchedSlot::done`] says the same, a wait may be in some of these numbers
     /// and in others not yet.
-    pub begun: u64,
+    pub begun: u32,
     /// The booking that ended last.
-    pub done: u64,
-    /// The part of `wait_ns` whose pairs were subject to sampling, walked or not.
-    pub sampled_ns: u64,
-    /// The part of `wait_ns` whose pair found no room; of waits that are all walked.
-    pub other_ns: u64,
+    pub done: u32,
     /// Waits that began when the task lost the CPU although it could have gone on.
     pub preempted: u64,
-    /// Sleeps that ended, by kind of sleep.
-    pub sleeps: [u64; 3],
-    /// Time asleep (not on a CPU and not waiting for one), by kind of sleep.
-    pub sleep_ns: [u64; 3],
-    /// Lengths of whole waits.
-    pub wait_hist: Hist,
+    /// The part of `wait_ns` whose pairs were subject to sampling, walked or not.
+    pub sampled_ns: u64,
+    /// By kind of sleep.
+    pub sleeps: [Sleeps; 3],
+    /// The part of `wait_ns` whose pair found no room; of waits that are all walked.
+    pub other_ns: u64,
     /// As `other_ns`, of those short waits that the sample took.
     pub other_sampled_ns: u64,
     /// Waits whose end the tracepoint did not tell: counted when the task left the CPU, from what
@@ -48,6 +55,8 @@ pub struct SchedSlot {
     pub unseen: u64,
     /// Their length.
     pub unseen_ns: u64,
+    /// Lengths of whole waits.
+    pub wait_hist: Hist,
 }
 
 /// How long a victim waited while `by` held the CPU. The time of several waiters adds up.
@@ -97,6 +106,8 @@ pub struct Runs {
     pub tid: u64,
     /// Raised by the agent when the programs have been away: what they had noted before is void.
     pub generation: u64,
+    /// Raised by the agent at each reading: what tasks remember of the table of targets is void.
+    pub epoch: u64,
     /// State of a random sequence.
     pub random: u64,
     /// Length of the newest interval in `far`.
@@ -148,20 +159,31 @@ pub const fn place_of(cfs_rq: u64, places: u32) -> u32 {
     ((cfs_rq >> 6) as u32).wrapping_mul(0x9E37_79B1) >> (32 - places.trailing_zeros())
 }
 
-/// What is kept of each task.
+/// The slot of a task whose cgroup is not watched.
+pub const OUTSIDE: u32 = u32::MAX;
+
+/// What is kept of each task. With the word that the kernel puts before it, one line of the cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskRec {
     /// When it went to sleep; 0 while it does not.
     pub slept_at: u64,
-    /// `sched_info.run_delay` as far as it is booked; grows by itself only when a queued task
-    /// leaves a run queue.
-    pub booked_delay: u64,
+    /// Where the kernel keeps it, `sched_info.run_delay` as far as it is booked: that grows by itself
+    /// only when a queued task leaves a run queue. Elsewhere when it was queued; 0 while it is not.
+    pub queue: u64,
     /// The part of the wait under way that other CPUs saw.
     pub migrated_ns: u64,
-    /// When it was queued: only where the kernel does not keep it.
-    pub queued_at: u64,
-    /// The state it sleeps in.
+    /// Address of the `css_set` that the rest was looked up for. A task that is moved has another one;
+    /// it would have to be moved twice between two readings without running, and the freed address
+    /// given away anew, for this to be believed wrongly.
+    pub set: u64,
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// Its slot, or [`OUTSIDE`].
+    pub slot: u32,
+    /// [`Runs::epoch`] when it was looked up.
+    pub epoch: u32,
+    /// The state in which it sleeps; or that it was preempted, or runs.
     pub state: u32,
     /// One more than [`Runs::generation`] when it was last seen leaving a CPU: then the rest holds.
     pub known: u32,
@@ -234,13 +256,14 @@ pub struct Asleep {
 crate::place!(Stall: 48 + 8 * STALL_FRAMES, crate::limits::STALLS);
 plain!(
     Asleep: 40 + 8 * STALL_FRAMES,
-    SchedSlot: 8 * 11 + 24 * 2 + size_of::<Hist>(),
+    Sleeps: 16,
+    SchedSlot: 6 * 64,
     Pair: 32,
     Run: 24,
     Ring: 8 + 24 * RUNS,
-    Runs: 40 + 2 * size_of::<Ring>(),
+    Runs: 48 + 2 * size_of::<Ring>(),
     Hole: 16,
     Throttled: 56 + 16 * HOLES,
-    TaskRec: 40,
+    TaskRec: 56,
     Waiting: 64,
 );

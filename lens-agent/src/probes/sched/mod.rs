@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use lens_common::{
@@ -24,8 +24,8 @@ use self::{
 };
 use super::{
     Fill, Holder, KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
+    keyed::store,
     mapped::Mapped,
-    near::Near,
     object::{Losses, Object, Plan, bytes},
     records::all,
     sample::Sample,
@@ -145,7 +145,8 @@ pub struct Sched {
     pairs: Mapped<Pair>,
     runs: Mapped<Runs>,
     throttled: Mapped<Throttled>,
-    near: Near,
+    /// Raised at each reading.
+    epoch: u64,
     sample: Sample,
     /// Where the waits under way can be read; absent where the kernel does not keep them.
     waiting: Option<PathBuf>,
@@ -163,7 +164,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
 #[derive(Clone, Copy, Default)]
 struct Progress {
     /// Bookings begun so far.
-    begun: u64,
+    begun: u32,
     /// Whether one has not ended.
     under_way: bool,
 }
@@ -267,7 +268,6 @@ impl Sched {
         plan.slots("SLOT").places("PAIR", PAIRS).per_cpu("RUN", 1);
         plan.per_cpu("THROTTLE", THROTTLED);
         Stalls::plan(&mut plan)?;
-        Near::plan(&mut plan);
         Sample::plan(&mut plan);
         let mut object = plan.load()?;
         if !may_allocate {
@@ -298,7 +298,7 @@ impl Sched {
             pairs: object.mapped_places("PAIR", PAIRS)?,
             runs: object.mapped("RUN", 1)?,
             throttled: object.mapped("THROTTLE", THROTTLED)?,
-            near: Near::of(&object)?,
+            epoch: 0,
             sample: Sample::of(&object)?,
             stalls: Stalls::start(&mut object, setup)?,
             object,
@@ -322,8 +322,8 @@ impl Sched {
             sum.unseen_ns += at.unseen_ns;
             sum.preempted += at.preempted;
             for kind in 0..3 {
-                sum.sleeps[kind] += at.sleeps[kind];
-                sum.sleep_ns[kind] += at.sleep_ns[kind];
+                sum.sleeps[kind] += at.sleeps[kind].n;
+                sum.sleep_ns[kind] += at.sleeps[kind].ns;
             }
             for bucket in 0..BUCKETS {
                 sum.wait_hist[bucket] += at.wait_hist[bucket];
@@ -344,7 +344,7 @@ impl Sched {
             // SAFETY: inside the mapping and aligned; the kernel side stores whole words.
             #[expect(unsafe_code, reason = "atomic loads from shared memory")]
             let (done, begun) = unsafe {
-                let load = |word| AtomicU64::from_ptr(word).load(Ordering::SeqCst);
+                let load = |word| AtomicU32::from_ptr(word).load(Ordering::SeqCst);
                 (load(&raw mut (*at).done), load(&raw mut (*at).begun))
             };
             sum.begun = sum.begun.wrapping_add(begun);
@@ -543,7 +543,14 @@ impl Probe for Sched {
     }
 
     fn read(&mut self, targets: &Targets, into: &mut KernelReading) -> Result<(), ProbeError> {
-        self.near.forget();
+        // The table of targets may change from here on.
+        self.epoch += 1;
+        for cpu in 0..self.runs.cpus() {
+            if let Some(runs) = self.runs.at(cpu, 0) {
+                let epoch = runs.wrapping_byte_add(std::mem::offset_of!(Runs, epoch));
+                store(epoch.cast(), self.epoch);
+            }
+        }
         let slots: BTreeMap<u64, u32> = targets
             .live()
             .iter()

@@ -117,6 +117,7 @@ mod tests {
             running,
             tid: 0,
             generation: 0,
+            epoch: 0,
             random: 0,
             stretch_ns: 0,
             near,

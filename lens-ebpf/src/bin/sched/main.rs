@@ -30,7 +30,7 @@ use lens_common::{
     holder::{BY_IDLE, BY_KERNEL, BY_UNATTRIBUTED},
     limits::{SLOTS, STALL_NS},
     loss,
-    sched::{INTERRUPTIBLE, OTHER_STATE, Run, Runs, SchedSlot, TaskRec, UNINTERRUPTIBLE},
+    sched::{INTERRUPTIBLE, OTHER_STATE, OUTSIDE, Run, Runs, SchedSlot, TaskRec, UNINTERRUPTIBLE},
     target::OTHER_SLOT,
 };
 use lens_ebpf::{
@@ -38,8 +38,8 @@ use lens_ebpf::{
     field::read,
     flat,
     loss::count,
-    near, per_cpu,
-    target::{cgroup_of, slot_of},
+    per_cpu,
+    target::{TASK_CGROUPS, cgroup_of, slot_of},
     task::is_kernel_thread,
 };
 
@@ -59,6 +59,11 @@ use crate::{
 const STATE_S: u32 = 1;
 pub(crate) const STATE_D: u32 = 2;
 pub(crate) const STATE_NOLOAD: u32 = 0x400;
+/// [`TaskRec::state`] of a task that lost the CPU, and of one that has come onto it since.
+///
+/// [`TaskRec::state`]: lens_common::sched::TaskRec::state
+const RUNNABLE: u32 = 0;
+const CAME: u32 = u32::MAX;
 
 /// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next,
 /// unsigned int prev_state)`, since 5.18.
@@ -80,10 +85,13 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         if (*runs).tid != u64::from(prev_pid) && (*runs).running != 0 {
             came_unseen(prev, prev_pid, runs, &now);
         }
+        let mut next_rec = core::ptr::null_mut();
         let mut next_cgroup = BY_IDLE;
+        let mut next_slot = OUTSIDE;
         let mut next_is = BY_IDLE;
         if next_pid != 0 {
-            next_cgroup = cgroup_of(next);
+            next_rec = TASK.get(next, false);
+            (next_cgroup, next_slot) = cgroup_and_slot(next, next_rec, (*runs).epoch as u32);
             next_is = holder(next, next_cgroup);
         }
         ran(runs, now, next_is);
@@ -98,16 +106,46 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
                 now,
             );
         }
-        if next_pid != 0
-            && let Some(slot) = near::slot_of(next_cgroup)
-            && let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + slot)
+        if next_slot != OUTSIDE
+            && let Some(stats) = SLOT.get_ptr_mut(cpu * SLOTS + next_slot)
         {
             begin(stats);
-            come(next, next_cgroup, cpu, slot, stats, runs, now);
+            come(
+                next,
+                next_rec,
+                next_cgroup,
+                cpu,
+                next_slot,
+                stats,
+                runs,
+                now,
+            );
             end(stats);
         }
     }
     0
+}
+
+/// The cgroup of `task` and its slot, or [`OUTSIDE`]. Its record `rec` remembers them: walking to
+/// the cgroup's id and looking it up touches memory that nothing else does.
+#[inline(always)]
+unsafe fn cgroup_and_slot(task: *const u8, rec: *mut TaskRec, epoch: u32) -> (u64, u32) {
+    // SAFETY: `task` is a program's argument, the record its own.
+    unsafe {
+        let set: u64 = read(task, &TASK_CGROUPS);
+        if !rec.is_null() && (*rec).set == set && (*rec).epoch == epoch {
+            return ((*rec).cgroup, (*rec).slot);
+        }
+        let cgroup = cgroup_of(task);
+        let slot = slot_of(cgroup).unwrap_or(OUTSIDE);
+        if !rec.is_null() {
+            (*rec).cgroup = cgroup;
+            (*rec).slot = slot;
+            (*rec).set = set;
+            (*rec).epoch = epoch;
+        }
+        (cgroup, slot)
+    }
 }
 
 /// Whom the time is booked to that `task` of `cgroup` runs.
@@ -169,8 +207,8 @@ unsafe fn came_unseen(task: *const u8, tid: u32, runs: *mut Runs, now: &Now) {
             return;
         }
         let delay: u64 = read(task, &TASK_RUN_DELAY);
-        let wait = flat::positive(delay.wrapping_sub((*rec).booked_delay));
-        (*rec).booked_delay = delay;
+        let wait = flat::positive(delay.wrapping_sub((*rec).queue));
+        (*rec).queue = delay;
         let whole = wait + (*rec).migrated_ns;
         begin(stats);
         came(stats, rec, runs, at.clock, whole);
@@ -251,18 +289,18 @@ fn sched_migrate_task(ctx: BtfTracePointContext) -> i32 {
                 count(loss::TASKS);
                 return 0;
             }
-            (*rec).booked_delay = 0;
+            (*rec).queue = 0;
             (*rec).migrated_ns = 0;
             (*rec).slept_at = 0;
-            (*rec).queued_at = 0;
+            (*rec).state = CAME;
             (*rec).known = known_now(own);
         }
         let delay: u64 = read(task, &TASK_RUN_DELAY);
-        let waited = delay.wrapping_sub((*rec).booked_delay);
+        let waited = delay.wrapping_sub((*rec).queue);
         if waited == 0 || (waited as i64) < 0 {
             return 0;
         }
-        (*rec).booked_delay = delay;
+        (*rec).queue = delay;
         let cgroup = cgroup_of(task);
         let Some(slot) = slot_of(cgroup) else {
             return 0;
@@ -318,9 +356,9 @@ fn queued(task: *const u8) -> i32 {
         let rec = record_of(task);
         if rec.is_null() {
             count(loss::TASKS);
-        } else if (*rec).queued_at == 0 {
+        } else if (*rec).queue == 0 {
             // Else it has been waiting for longer: woken again, or on its way to sleep.
-            (*rec).queued_at = clock::now();
+            (*rec).queue = clock::now();
         }
     }
     0
@@ -350,26 +388,26 @@ unsafe fn leave(task: *const u8, runnable: bool, state: u32, runs: *const Runs, 
             count(loss::TASKS);
             return;
         }
-        if HAS_SCHED_INFO.load() != 0 {
-            (*rec).booked_delay = read(task, &TASK_RUN_DELAY);
-        }
         (*rec).known = known_now(runs);
         (*rec).migrated_ns = 0;
-        if runnable {
-            (*rec).slept_at = 0;
-            (*rec).queued_at = now.clock;
+        (*rec).slept_at = if runnable { 0 } else { now.clock };
+        (*rec).state = if runnable { RUNNABLE } else { state };
+        (*rec).queue = if HAS_SCHED_INFO.load() != 0 {
+            read(task, &TASK_RUN_DELAY)
+        } else if runnable {
+            now.clock
         } else {
-            (*rec).slept_at = now.clock;
-            (*rec).state = state;
-            (*rec).queued_at = 0;
-        }
+            0
+        };
     }
 }
 
 /// `task` of a watched cgroup comes onto the CPU: its wait ends, and its sleep before that.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what the caller has at hand")]
 unsafe fn come(
     task: *const u8,
+    rec: *mut TaskRec,
     cgroup: u64,
     cpu: u32,
     slot: u32,
@@ -379,12 +417,11 @@ unsafe fn come(
 ) {
     // SAFETY: `task` is a program's argument; `stats` and `runs` are this CPU's.
     unsafe {
-        let rec = TASK.get(task, false);
         let mut since: u64 = 0;
         if HAS_SCHED_INFO.load() != 0 {
             since = read(task, &TASK_LAST_QUEUED);
         } else if !rec.is_null() {
-            since = (*rec).queued_at;
+            since = (*rec).queue;
         }
         let mut wait = now.clock.wrapping_sub(since);
         // The clocks of two CPUs may differ by a little.
@@ -397,8 +434,8 @@ unsafe fn come(
             let known = is_known(rec, runs);
             if HAS_SCHED_INFO.load() != 0 && known {
                 let delay: u64 = read(task, &TASK_RUN_DELAY);
-                elsewhere = flat::positive(delay.wrapping_sub((*rec).booked_delay));
-                (*rec).booked_delay = delay + wait;
+                elsewhere = flat::positive(delay.wrapping_sub((*rec).queue));
+                (*rec).queue = delay + wait;
             }
             if known {
                 whole += (*rec).migrated_ns + elsewhere;
@@ -509,13 +546,16 @@ unsafe fn came(
             if (*rec).slept_at != 0 {
                 let away = at.wrapping_sub((*rec).slept_at);
                 uninterruptible = slept(stats, (*rec).state, away, whole);
-            } else if (*rec).queued_at != 0 {
+            } else if (*rec).state == RUNNABLE {
                 (*stats).preempted += 1;
             }
         }
         (*rec).slept_at = 0;
-        (*rec).queued_at = 0;
+        (*rec).state = CAME;
         (*rec).migrated_ns = 0;
+        if HAS_SCHED_INFO.load() == 0 {
+            (*rec).queue = 0;
+        }
     }
     uninterruptible
 }
@@ -533,9 +573,10 @@ unsafe fn slept(stats: *mut SchedSlot, state: u32, away: u64, waited: u64) -> u6
     };
     // SAFETY: this CPU's counters; `kind` is below 3.
     unsafe {
-        *(*stats).sleeps.as_mut_ptr().add(kind) += 1;
+        let sleeps = (*stats).sleeps.as_mut_ptr().add(kind);
+        (*sleeps).n += 1;
         if (asleep as i64) > 0 {
-            *(*stats).sleep_ns.as_mut_ptr().add(kind) += asleep;
+            (*sleeps).ns += asleep;
             if kind == UNINTERRUPTIBLE {
                 return asleep;
             }
