@@ -94,6 +94,11 @@ impl Running {
         bail!("the agent does not start: {}{}", said.text(), log.text())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What `--url` takes.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)

@@ -57,6 +57,9 @@ enum Command {
         /// Interleaved rounds
         #[arg(long, default_value_t = 7)]
         rounds: u32,
+        /// Only these parts
+        #[arg(long, value_enum, num_args = 1..)]
+        only: Vec<bench::Part>,
     },
     /// Check formatting, lints, layers and unfinished work
     Lint,
@@ -65,7 +68,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Setup => setup::setup(),
-        Command::Bench { rounds } => bench::bench(rounds),
+        Command::Bench { rounds, only } => bench::bench(rounds, &only),
         Command::Build => build::build(),
         Command::Run { flags } => run::run(&flags),
         Command::Test { only } => test::test(only),

@@ -48,6 +48,15 @@ const TEST_PACKAGES: &[&str] = &[
     "busybox-static",
     "e2fsprogs",
 ];
+/// What the benchmarks measure besides: servers and their clients.
+const BENCH_PACKAGES: &[&str] = &[
+    "redis-server",
+    "redis-tools",
+    "nginx-light",
+    "wrk",
+    "postgresql",
+    "fio",
+];
 /// What checks manifests, as no distribution packages it.
 const CHECKERS: &str = "tests/deploy/requirements.txt";
 
@@ -87,9 +96,18 @@ pub(crate) fn ensure_lint() -> Result<bool> {
 /// Whether anything had to be installed before the tests can run. Elsewhere than on Debian nothing
 /// is: there, a test whose tool is missing says so.
 pub(crate) fn ensure_test() -> Result<bool> {
+    ensure_packages(TEST_PACKAGES)
+}
+
+/// The same for the benchmarks.
+pub(crate) fn ensure_bench() -> Result<bool> {
+    Ok(ensure_test()? | ensure_packages(BENCH_PACKAGES)?)
+}
+
+fn ensure_packages(packages: &[&'static str]) -> Result<bool> {
     ensure(|| {
         let packages = if workspace::is_debian() {
-            TEST_PACKAGES
+            packages
         } else {
             &[]
         };

@@ -150,6 +150,9 @@ fn try_newest(series: &str, guest: &Guest, arguments: &[String]) -> Result<Outco
     for line in &verdict.not_run {
         eprintln!("{what}: {line}");
     }
+    for lacking in &verdict.lacking {
+        eprintln!("{what} lacks {lacking}");
+    }
     let broken = ended.err().map(|why| format!("{why:#}"));
     let trouble: Vec<_> = broken.into_iter().chain(verdict.trouble()).collect();
     let Counts { passed, failed } = verdict.counts;

@@ -10,9 +10,11 @@ pub(super) struct Verdict {
     pub(super) not_run: Vec<String>,
     /// Whether the kernel has come as far as its first program.
     booted: bool,
-    /// What `lens doctor` ended with: 0 where every probe loads and attaches.
+    /// Parts of probes that this kernel has nothing for, as `lens doctor` says it: `probe net.drops`.
+    pub(super) lacking: Vec<String>,
+    /// What `lens doctor` ended with: 0 where every probe loads and attaches, and none lacks a part.
     doctor: Option<i32>,
-    /// What it found that is not so.
+    /// What it found that is not as it should be.
     refused: Vec<String>,
     /// What the tests ended with.
     tests: Option<i32>,
@@ -34,10 +36,10 @@ impl Verdict {
             if let Some(at) = line.find("NOT RUN: ") {
                 verdict.not_run.push(line[at..].to_owned());
             }
-            if let Some(refused) = line.strip_prefix("FAILED  ")
+            if let Some(failed) = line.strip_prefix("FAILED  ")
                 && verdict.doctor.is_none()
             {
-                verdict.refused.push(refused.to_owned());
+                verdict.failed(failed);
             }
             if let Some(counts) = counts::of_line(line) {
                 verdict.counts = counts;
@@ -47,6 +49,18 @@ impl Verdict {
             }
         }
         verdict
+    }
+
+    /// Understands what `lens doctor` says of something that is not there.
+    fn failed(&mut self, said: &str) {
+        let (what, _) = said.split_once(':').unwrap_or((said, ""));
+        let is_part = |probe: &str| probe.contains('.');
+        let told = if what.strip_prefix("probe ").is_some_and(is_part) {
+            &mut self.lacking
+        } else {
+            &mut self.refused
+        };
+        told.push(said.to_owned());
     }
 
     /// Understands a line of the guest's own, like `doctor 0 after 4.24 s`.
@@ -67,6 +81,7 @@ impl Verdict {
         }
         match self.doctor {
             None => return Some("it ended while `lens doctor` ran".to_owned()),
+            Some(1) if self.refused.is_empty() && !self.lacking.is_empty() => {}
             Some(0) => {}
             Some(code) => {
                 let refused = self.refused.join("; ");
@@ -112,6 +127,19 @@ mod tests {
         };
         assert_eq!(verdict.counts, counts);
         assert_eq!(verdict.not_run, ["NOT RUN: sched::a (no runqlat here)"]);
+    }
+
+    #[test]
+    fn a_kernel_that_lacks_a_part_is_no_trouble_but_one_that_refuses_a_probe_is() {
+        let lacks = "FAILED  probe net.drops.received: no sock_recv_length: before 6.3\r\n";
+        let refuses = "FAILED  probe net: the kernel refused object `net`\r\n";
+        let rest =
+            "@ doctor 1 after 3 s\r\ntest result: ok. 2 passed; 0 failed\r\n@ tests 0 after 9 s";
+        let verdict = Verdict::parse(&[BOOTED, lacks, rest].concat());
+        assert_eq!(verdict.trouble(), None);
+        assert_eq!(verdict.lacking.len(), 1);
+        let trouble = trouble_of(&[BOOTED, lacks, refuses, rest]);
+        assert!(trouble.is_some_and(|t| t.contains("refused object") && !t.contains("received")));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     loops::{pin, unpin},
-    table::Figures,
+    table::{Figures, markdown},
     watching::{Empty, hooks_of, watched},
 };
 
@@ -169,26 +169,25 @@ pub(crate) fn measure(rounds: usize) -> Result<(String, Value)> {
         crate::say(&format!("growth: {n} cgroups"));
         rows.push(row(n, rounds)?);
     }
-    let mut text = "| cgroups |".to_owned();
-    for name in PROGRAMS {
-        text += &format!(" {name}, ns a run | of an empty program |");
-    }
-    text += " one reading of all probes, us | middle half |\n|---|";
-    text += &"---|---|".repeat(PROGRAMS.len() + 1);
-    text.push('\n');
-    let mut all = Vec::new();
+    let of_program = |name: &str| [format!("{name}, ns a run"), "of an empty one".to_owned()];
+    let mut head = vec!["cgroups".to_owned()];
+    head.extend(PROGRAMS.iter().flat_map(|name| of_program(name)));
+    head.extend(["a reading of all probes, us", "middle half"].map(str::to_owned));
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let (mut lines, mut values) = (Vec::new(), Vec::new());
     for row in &rows {
-        text += &format!("| {} |", row.cgroups);
+        let mut line = vec![row.cgroups.to_string()];
         let mut programs = BTreeMap::new();
         for name in PROGRAMS {
             let lens = row.lens.get(name).context("no runs")?.median();
             let empty = row.empty.get(name).context("no runs")?.median();
-            text += &format!(" {lens:.0} | {empty:.0} |");
+            line.extend([format!("{lens:.0}"), format!("{empty:.0}")]);
             programs.insert(name, json!({ "lens_ns": lens, "empty_ns": empty }));
         }
         let (median, q1, q3) = row.reading_us.middle();
-        text += &format!(" {median:.0} | {q1:.0} to {q3:.0} |\n");
-        all.push(json!({
+        line.extend([format!("{median:.0}"), format!("{q1:.0} to {q3:.0}")]);
+        lines.push(line);
+        values.push(json!({
             "cgroups": row.cgroups,
             "programs": programs,
             "reading_us": { "median": median, "q1": q1, "q3": q3 },
@@ -196,5 +195,5 @@ pub(crate) fn measure(rounds: usize) -> Result<(String, Value)> {
             "lost": row.tables.quality.lost,
         }));
     }
-    Ok((text, json!(all)))
+    Ok((markdown(&head, lines), Value::Array(values)))
 }

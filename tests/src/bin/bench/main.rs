@@ -9,8 +9,10 @@
     reason = "a program that reports to a person"
 )]
 
+mod agent;
 mod growth;
 mod loops;
+mod mixes;
 mod table;
 mod watching;
 
@@ -20,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 
 /// Everything that is measured, in this order.
-const PARTS: [&str; 2] = ["loops", "growth"];
+const PARTS: [&str; 4] = ["loops", "mixes", "growth", "agent"];
 
 /// Says how far it has come.
 fn say(what: &str) {
@@ -43,6 +45,8 @@ fn main() -> Result<()> {
     for part in PARTS.into_iter().filter(|part| wants(part)) {
         let (text, value) = match part {
             "loops" => shown(&loops::measure(rounds)?),
+            "mixes" => shown(&mixes::measure(rounds)?),
+            "agent" => agent::measure()?,
             _ => growth::measure(rounds)?,
         };
         println!("{text}");

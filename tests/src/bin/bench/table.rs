@@ -67,20 +67,25 @@ impl Series {
 
     /// As a table: the figure, what the observer adds to it and by what ratio, round by round.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!(
-            "| {} ({}) | median | middle half | added | middle half | ratio | middle half |\n|---|---|---|---|---|---|---|\n",
-            self.what, self.unit
-        );
+        let what = format!("{} ({})", self.what, self.unit);
+        let middle = "middle half";
+        let head = [&what, "median", middle, "added", middle, "ratio", middle];
         let base = self.base();
-        for (name, figures) in &self.rows {
+        let row = |(name, figures): &(String, Figures)| {
             let (median, q1, q3) = figures.middle();
             let (added, a1, a3) = figures.against(&base, |a, b| a - b).middle();
             let (ratio, r1, r3) = figures.against(&base, |a, b| a / b).middle();
-            text += &format!(
-                "| {name} | {median:.1} | {q1:.1} to {q3:.1} | {added:+.1} | {a1:+.1} to {a3:+.1} | {ratio:.3} | {r1:.3} to {r3:.3} |\n"
-            );
-        }
-        text
+            vec![
+                name.clone(),
+                format!("{median:.1}"),
+                format!("{q1:.1} to {q3:.1}"),
+                format!("{added:+.1}"),
+                format!("{a1:+.1} to {a3:+.1}"),
+                format!("{ratio:.3}"),
+                format!("{r1:.3} to {r3:.3}"),
+            ]
+        };
+        markdown(&head, self.rows.iter().map(row))
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -99,4 +104,15 @@ impl Series {
             .collect();
         json!({ "what": self.what, "unit": self.unit, "rows": rows })
     }
+}
+
+/// A table of `rows` below a `head`.
+pub(crate) fn markdown(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
+    let mut lines = vec![
+        line(head.iter().map(|&cell| cell.to_owned()).collect()),
+        format!("|{}", "---|".repeat(head.len())),
+    ];
+    lines.extend(rows.into_iter().map(line));
+    lines.join("\n") + "\n"
 }
