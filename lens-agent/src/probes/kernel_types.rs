@@ -1,8 +1,17 @@
 //! What the running kernel's structures look like, from its own BTF.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    fs::File,
+    io,
+    os::fd::AsRawFd as _,
+    path::Path,
+};
 
-use btf_rs::{Btf, Type};
+use btf_rs::{Backend, Btf, Type};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// The BTF of the running kernel.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -28,6 +37,8 @@ pub enum KernelTypesError {
 /// The kernel's types, as long as objects are being loaded; several MB, so not longer.
 pub struct KernelTypes {
     types: Btf,
+    /// Types that were asked for, by name: looking one up means to look at all of them.
+    ids: RefCell<HashMap<String, Vec<u32>>>,
     aya: aya::Btf,
 }
 
@@ -48,9 +59,22 @@ impl KernelTypes {
             why,
         };
         Ok(Self {
-            types: Btf::from_file(VMLINUX).map_err(|why| malformed(why.to_string()))?,
+            types: mapped().map_err(malformed)?,
+            ids: RefCell::default(),
             aya: aya::Btf::from_sys_fs().map_err(|why| malformed(why.to_string()))?,
         })
+    }
+
+    /// All types called `name`.
+    fn called(&self, name: &str) -> Vec<Type> {
+        let mut known = self.ids.borrow_mut();
+        let ids = known
+            .entry(name.to_owned())
+            .or_insert_with(|| self.types.resolve_ids_by_name(name).unwrap_or_default());
+        let found = ids.iter();
+        found
+            .filter_map(|id| self.types.resolve_type_by_id(*id).ok())
+            .collect()
     }
 
     /// The same, as aya wants it.
@@ -86,8 +110,7 @@ impl KernelTypes {
 
     /// The value of `name` in the enumeration `of`.
     pub fn enum_value(&self, of: &str, name: &str) -> Option<u32> {
-        let types = self.types.resolve_types_by_name(of).ok()?;
-        types.into_iter().find_map(|found| {
+        self.called(of).into_iter().find_map(|found| {
             let Type::Enum(found) = found else {
                 return None;
             };
@@ -101,8 +124,7 @@ impl KernelTypes {
 
     /// The names of the enumeration `of`, by value; empty if there is none.
     pub fn enum_names(&self, of: &str) -> BTreeMap<u32, String> {
-        let types = self.types.resolve_types_by_name(of).unwrap_or_default();
-        let found = types.into_iter().find_map(|found| match found {
+        let found = self.called(of).into_iter().find_map(|found| match found {
             Type::Enum(found) => Some(found),
             _ => None,
         });
@@ -114,10 +136,7 @@ impl KernelTypes {
 
     /// How many arguments the tracepoint `name` hands to a `tp_btf` program, if it exists.
     pub fn tracepoint_args(&self, name: &str) -> Option<usize> {
-        let types = self
-            .types
-            .resolve_types_by_name(&format!("btf_trace_{name}"))
-            .ok()?;
+        let types = self.called(&format!("btf_trace_{name}"));
         let typedef = types.into_iter().find(|t| matches!(t, Type::Typedef(_)))?;
         let pointer = self
             .types
@@ -135,11 +154,7 @@ impl KernelTypes {
     }
 
     fn structure(&self, name: &str) -> Option<btf_rs::Struct> {
-        self.types
-            .resolve_types_by_name(name)
-            .ok()?
-            .into_iter()
-            .find_map(as_structure)
+        self.called(name).into_iter().find_map(as_structure)
     }
 
     fn member(&self, of: &btf_rs::Struct, name: &str) -> Option<(u32, Type)> {
@@ -176,6 +191,19 @@ impl KernelTypes {
         }
         Some(of)
     }
+}
+
+/// The types, read in place: parsed, they take tens of megabytes. They are copied first, because the
+/// file itself can be mapped since 6.16 only.
+fn mapped() -> Result<Btf, String> {
+    let copied = || -> io::Result<File> {
+        let mut copy = File::from(memfd_create("btf", MemfdFlags::CLOEXEC)?);
+        io::copy(&mut File::open(VMLINUX)?, &mut copy)?;
+        Ok(copy)
+    };
+    let copy = copied().map_err(|why| why.to_string())?;
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    Btf::from_file_with_backend(path, Backend::Mmap).map_err(|why| why.to_string())
 }
 
 fn as_structure(of: Type) -> Option<btf_rs::Struct> {
