@@ -1,6 +1,6 @@
 //! The syscalls object: every call that returned, its errors, and the latency of some.
 
-use crate::{counters, hist::BUCKETS, of_cgroup, plain};
+use crate::{counters, files::SYNCS, hist::BUCKETS, of_cgroup, plain};
 
 /// Numbers below this are calls; every number beyond is taken for [`UNKNOWN`], so that a program
 /// that makes numbers up fills no table.
@@ -63,7 +63,7 @@ pub struct CallErrno {
 }
 
 /// What is not in the table of [`Call`]s: calls that found no room there, and in slot 0 all calls
-/// of the targets beyond the limit. And sums over futexes.
+/// of the targets beyond the limit. And sums over futexes and calls that wait for a device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SyscallSlot {
@@ -77,6 +77,10 @@ pub struct SyscallSlot {
     pub futex_ns: u64,
     /// Calls that woke somebody who waited so.
     pub futex_wakes: u64,
+    /// Calls that returned and waited until data was on its device, by index of [`crate::files`].
+    pub syncs: [u64; SYNCS],
+    /// Their length in all.
+    pub sync_ns: [u64; SYNCS],
 }
 
 /// What is kept of each task.
@@ -106,5 +110,5 @@ plain!(
     Timed: 16,
     TimedTasks: 64,
 );
-counters!(SyscallSlot: 40);
+counters!(SyscallSlot: 40 + 16 * SYNCS);
 of_cgroup!(Call, CallTimes, CallErrno);

@@ -7,6 +7,7 @@ mod agent;
 mod cpu;
 mod disk;
 mod events;
+mod filesystems;
 mod host;
 mod locks;
 mod memory;
@@ -64,6 +65,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &events::Events,
     &cpu::Cpu,
     &disk::Disk,
+    &filesystems::Filesystems,
     &network::Network,
     &sockets::Sockets,
     &agent::Agent,

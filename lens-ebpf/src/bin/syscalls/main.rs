@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 mod futex;
+mod sync;
 
 use aya_ebpf::{
     Global,
@@ -45,6 +46,7 @@ use lens_ebpf::{
     target::cgroup_of,
     task::{TaskStorage, current},
 };
+use sync::SYNC_COUNTED;
 
 #[map]
 static CALL: Array<Call> = Array::with_max_entries(CALLS, per_cpu::MAPPED);
@@ -100,12 +102,16 @@ const FORKS: [u32; 8] = [
 const ERRORS: u64 = -4095_i64 as u64;
 
 /// `sys_enter(struct pt_regs *regs, long id)`: picks the calls that are timed. Not attached where
-/// neither that nor futexes are wanted.
+/// neither that nor futexes nor waits for devices are wanted.
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     if FUTEX_COUNTED.load() != 0 && ctx.arg::<u64>(1) as u32 == futex::NR {
         // SAFETY: the argument is that of the prototype above.
         unsafe { futex::enter(ctx.arg(0)) }
+    }
+    if SYNC_COUNTED.load() != 0 && sync::is_one(ctx.arg::<u64>(1) as u32) {
+        // SAFETY: the arguments are those of the prototype above.
+        unsafe { sync::enter(ctx.arg(0), ctx.arg::<u64>(1) as u32) }
     }
     if TIME_ONE_IN.load() == 0 {
         return 0;
@@ -156,6 +162,9 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         if FUTEX_COUNTED.load() != 0 && nr == futex::NR {
             futex::exit(regs, task, cgroup, result);
+        }
+        if SYNC_COUNTED.load() != 0 && sync::is_one(nr) {
+            sync::exit(task);
         }
         let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ nr.wrapping_mul(0x85EB_CA6B);
         if let Some(call) = place(cgroup, nr, mixed) {
