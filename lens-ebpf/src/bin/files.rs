@@ -121,7 +121,10 @@ fn own() -> Option<(u64, u32, *mut FileSlot)> {
 #[btf_tracepoint(function = "balance_dirty_pages")]
 fn balance_dirty_pages(ctx: BtfTracePointContext) -> i32 {
     let pause = if PAUSE_AT.load() == 6 {
-        ctx.arg::<u64>(6)
+        let pause = ctx.arg::<u64>(6);
+        // Else both become one load at an address that the verifier does not know.
+        atomic::in_order();
+        pause
     } else {
         ctx.arg::<u64>(10)
     };
