@@ -110,6 +110,8 @@ pub struct FilesReading {
     pub devices: BTreeMap<DeviceNumber, FileDeviceCounters>,
     /// Whether pauses are counted.
     pub has_pauses: bool,
+    /// Whether pages are counted that come into the page cache.
+    pub has_page_cache: bool,
     /// Whether journals are watched.
     pub has_journals: bool,
 }
@@ -126,6 +128,7 @@ struct Files {
     /// Parts that this kernel lacks, and why.
     missing: Vec<(&'static str, String)>,
     has_pauses: bool,
+    has_page_cache: bool,
     has_journals: bool,
 }
 
@@ -173,7 +176,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         is_there
     };
     let has_pauses = attach(PAUSES, has_pauses, &["balance_dirty_pages"]);
-    attach(CACHE, has_pages, &["mm_filemap_add_to_page_cache"]);
+    let has_page_cache = attach(CACHE, has_pages, &["mm_filemap_add_to_page_cache"]);
     attach(ERRORS_OF_WRITEBACK, Ok(()), &["filemap_set_wb_err"]);
     // An end that is noted needs its beginning.
     let of_journal = [
@@ -194,6 +197,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         object,
         missing,
         has_pauses,
+        has_page_cache,
         has_journals,
     }))
 }
@@ -286,6 +290,7 @@ impl Probe for Files {
             cgroups,
             devices: self.devices()?,
             has_pauses: self.has_pauses,
+            has_page_cache: self.has_page_cache,
             has_journals: self.has_journals,
         });
         Ok(())

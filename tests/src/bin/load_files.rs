@@ -95,10 +95,12 @@ fn each(path: &str, n: u64) -> Result<Value> {
     Ok(json!({}))
 }
 
-/// Waits until what was written to a file is on its device; whether that failed.
+/// Waits until what was written to a file is on its device; with which error that failed.
 fn again(path: &str) -> Result<Value> {
     let file = OpenOptions::new().write(true).open(path)?;
-    Ok(json!({ "failed": u64::from(file.sync_all().is_err()) }))
+    let failed = file.sync_all().err();
+    let errno = failed.and_then(|why| why.raw_os_error()).unwrap_or(0);
+    Ok(json!({ "errno": errno }))
 }
 
 /// Writes until there is no room, and then so many times more than that; bytes that found room.
