@@ -14,6 +14,11 @@ pub const COMPAT: u32 = NUMBERS;
 /// again or ends with EINTR.
 pub const INTERRUPTED: u32 = 512;
 
+/// A call that returns 0 a second time, in the new task.
+pub const FORKS: u32 = 1;
+/// A call that waits until data is on its device: one of [`crate::files::SYNC_NUMBERS`].
+pub const WAITS: u32 = 2;
+
 /// Calls of one number by one cgroup, on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,8 +27,8 @@ pub struct Call {
     pub cgroup: u64,
     /// The call's number.
     pub nr: u32,
-    /// 1 for a call that returns 0 a second time, in the new task.
-    pub forks: u32,
+    /// [`FORKS`], [`WAITS`] or 0.
+    pub kind: u32,
     /// Calls that returned.
     pub calls: u64,
     /// Those that returned an error.

@@ -33,7 +33,8 @@ pub(crate) static SYNC_COUNTED: Global<u32> = Global::new(0);
 /// `MS_SYNC`: without it `msync` waits for nothing.
 const MS_SYNC: u64 = 4;
 
-/// Whether a call waits so. Asked at every call.
+/// Whether a call waits so. To be asked at the end only: the verifier walks what follows once for each
+/// number.
 #[inline(always)]
 pub(crate) fn is_one(nr: u32) -> bool {
     kind_of(nr).is_some()
@@ -80,12 +81,12 @@ pub(crate) unsafe fn enter(regs: *const u8, nr: u32) {
     }
 }
 
-/// Such a call of `task` returned.
-#[inline(always)]
-pub(crate) unsafe fn exit(task: *const u8) {
-    // SAFETY: `task` is typed, the record its own; this CPU's counters, the kind in bounds.
+/// Such a call of the current task returned. Asked for in two places, and seldom.
+#[inline(never)]
+pub(crate) fn exit() {
+    // SAFETY: the current task is typed, the record its own; this CPU's counters, the kind in bounds.
     unsafe {
-        let tid: u32 = read(task, &TASK_PID);
+        let tid: u32 = read(current(), &TASK_PID);
         let Some(noted) = UNDER_WAY.get_ptr(tid) else {
             return;
         };
