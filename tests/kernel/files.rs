@@ -150,6 +150,35 @@ fn each_call_that_waits_for_a_device_counts_as_what_it_is() -> Result<()> {
     work.end()
 }
 
+#[test]
+fn syncs_are_absent_while_calls_are_untimed_and_exact_again() -> Result<()> {
+    const N: u64 = 20;
+    let Some(disk) = disk(64 * MIB)? else {
+        return Ok(());
+    };
+    let mut nest = with_calls()?;
+    let cgroup = nest.top.child("syncs")?;
+    let mut work = Work::of(PROGRAM, &cgroup)?;
+    let sync = format!("sync {} {N}", disk.file("file").display());
+    work.run(&sync)?;
+    let before = named(&syncs_of(&nest.read(), &cgroup)?, "fsync")?;
+    assert_eq!(before.ended, N);
+    nest.probes.reduce("syscalls", 1);
+    work.run(&sync)?;
+    let reading = nest.read();
+    assert_eq!(reading.syncs, None);
+    let missing = &reading.quality.missing;
+    assert!(
+        missing.iter().any(|m| m.probe == "files.sync"),
+        "{missing:?}"
+    );
+    nest.probes.reduce("syscalls", 0);
+    work.run(&sync)?;
+    let after = named(&syncs_of(&nest.read(), &cgroup)?, "fsync")?;
+    assert_eq!((after.ended, after.under_way), (2 * N, 0));
+    work.end()
+}
+
 /// What the host's reader says of it.
 fn said_of(disk: &Mounted) -> Result<Filesystem> {
     let mut reader = HostReader::new(Root::default())?;

@@ -194,7 +194,7 @@ const METRICS: &[Metric] = &[
 
 /// Numbers of calls that write to files, make or change them: `write`, `open`, `sendfile`, `truncate`,
 /// `ftruncate`, `rename`, `mkdir`, `creat`, `link`, `unlink`, `symlink`, `mknod`, `setxattr` and their kin
-/// (arch/x86/entry/syscalls/syscall_64.tbl).
+/// (`arch/x86/entry/syscalls/syscall_64.tbl`).
 const WRITES: [u32; 37] = [
     1, 2, 18, 20, 40, 76, 77, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92, 94, 132, 133, 188, 189, 190,
     257, 258, 259, 263, 264, 265, 266, 275, 285, 296, 316, 326, 328, 437,

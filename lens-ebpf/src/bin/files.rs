@@ -3,12 +3,13 @@
 //!
 //! A pause is known with its length when it begins, and is none of more than a fifth of a second: it
 //! counts as a whole from then on. Pages are told apart by the call in which they come into the cache;
-//! what comes through io_uring counts as read.
+//! what comes through `io_uring` counts as read.
 #![no_std]
 #![no_main]
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
+    clippy::cast_ptr_alignment,
     clippy::inline_always,
     clippy::needless_pass_by_value,
     reason = "the machine has 64-bit words and no calls worth their price; arguments are what the kernel gives"
@@ -239,7 +240,7 @@ fn device_at(number: u32) -> Option<*mut FileDevice> {
     made
 }
 
-/// `MAJOR` and `MINOR` of a `dev_t` (include/linux/kdev_t.h).
+/// `MAJOR` and `MINOR` of a `dev_t` (`include/linux/kdev_t.h`).
 #[inline(always)]
 fn key_of(number: u32) -> u64 {
     device(number >> 20, number & 0xF_FFFF)

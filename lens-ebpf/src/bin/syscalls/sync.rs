@@ -1,6 +1,6 @@
 //! Calls that wait until data is on its device: every one is timed, those under way included.
 //!
-//! Not seen: the calls of the 32-bit entry, files opened with `O_SYNC`, and io_uring.
+//! Not seen: the calls of the 32-bit entry, files opened with `O_SYNC`, and `io_uring`.
 
 use aya_ebpf::{Global, macros::map, maps::HashMap};
 use lens_common::{
