@@ -76,10 +76,15 @@ pub(super) struct Syncs {
 }
 
 impl Syncs {
-    /// Says where things are, and gives the object room.
-    pub(super) fn plan(plan: &mut Plan<'_>) -> Result<(), ObjectError> {
+    /// Says where things are, and gives the object room if they are wanted.
+    pub(super) fn plan(plan: &mut Plan<'_>, is_wanted: bool) -> Result<(), ObjectError> {
         plan.offset("REGS_DX", "pt_regs", "dx")?;
-        Lengths::plan(plan);
+        plan.constant("SYNC_COUNTED", u32::from(is_wanted));
+        if is_wanted {
+            Lengths::plan(plan);
+        } else {
+            plan.without("UNDER_WAY");
+        }
         Ok(())
     }
 

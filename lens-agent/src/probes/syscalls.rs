@@ -122,8 +122,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     plan.constant("FUTEX_COUNTED", u32::from(counts_futexes));
     Futexes::plan(&mut plan, types)?;
     let counts_syncs = setup.config.wants("files");
-    plan.constant("SYNC_COUNTED", u32::from(counts_syncs));
-    Syncs::plan(&mut plan)?;
+    Syncs::plan(&mut plan, counts_syncs)?;
     plan.places("CALL", CALLS)
         .places("TIME", TIMES)
         .places("ERRNO", ERRNOS)

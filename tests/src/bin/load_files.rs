@@ -105,10 +105,10 @@ fn again(path: &str) -> Result<Value> {
 
 /// Writes until there is no room, and then so many times more than that; bytes that found room.
 fn fill(path: &str, more: u64) -> Result<Value> {
-    let mut file = open(path)?;
+    let (mut file, chunk) = (open(path)?, vec![7; CHUNK]);
     let (mut bytes, mut refused) = (0, 0);
     while refused < more {
-        match file.write(&[7; CHUNK]) {
+        match file.write(&chunk) {
             Ok(n) => bytes += n,
             Err(why) if why.raw_os_error() == Some(libc::ENOSPC) => refused += 1,
             Err(why) => return Err(why.into()),
@@ -119,10 +119,10 @@ fn fill(path: &str, more: u64) -> Result<Value> {
 
 /// Writes so many bytes; how long it took.
 fn write(path: &str, bytes: u64) -> Result<Value> {
-    let mut file = open(path)?;
+    let (mut file, chunk) = (open(path)?, vec![7; CHUNK]);
     let ns = timed(|| {
         for _ in 0..bytes / CHUNK as u64 {
-            file.write_all(&[7; CHUNK])?;
+            file.write_all(&chunk)?;
         }
         Ok(())
     })?;
