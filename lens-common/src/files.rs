@@ -3,32 +3,25 @@
 
 use crate::{counters, hist::Hist};
 
-/// `fsync`: an index into [`crate::syscalls::SyscallSlot::syncs`].
-pub const FSYNC: usize = 0;
-/// `fdatasync`.
-pub const FDATASYNC: usize = 1;
-/// `msync` with `MS_SYNC`.
-pub const MSYNC: usize = 2;
-/// `sync`.
-pub const SYNC: usize = 3;
-/// `syncfs`.
-pub const SYNCFS: usize = 4;
-/// `sync_file_range`.
-pub const SYNC_FILE_RANGE: usize = 5;
-/// How many there are.
-pub const SYNCS: usize = 6;
+/// Calls that wait for one file: an index into [`crate::syscalls::SyscallSlot::syncs`].
+pub const OF_FILE: usize = 0;
+/// Calls that wait for all that is dirty, of a file system or of all.
+pub const OF_ALL: usize = 1;
+/// How many kinds there are.
+pub const SYNCS: usize = 2;
 
-/// The numbers of these calls, by index.
-pub const SYNC_NUMBERS: [u32; SYNCS] = {
-    let mut numbers = [0; SYNCS];
-    numbers[FSYNC] = 74;
-    numbers[FDATASYNC] = 75;
-    numbers[MSYNC] = 26;
-    numbers[SYNC] = 162;
-    numbers[SYNCFS] = 306;
-    numbers[SYNC_FILE_RANGE] = 277;
-    numbers
-};
+/// The number of `msync`, which waits only if it is told to.
+pub const MSYNC: u32 = 26;
+/// The numbers of these calls and their kinds: `fsync`, `fdatasync`, `msync`, `sync_file_range`; `sync`,
+/// `syncfs`.
+pub const SYNC_CALLS: [(u32, usize); 6] = [
+    (74, OF_FILE),
+    (75, OF_FILE),
+    (MSYNC, OF_FILE),
+    (277, OF_FILE),
+    (162, OF_ALL),
+    (306, OF_ALL),
+];
 
 /// Writeback does not keep up, and who dirties pages is made to pause: a kind of
 /// [`crate::lengths::Lengths`].

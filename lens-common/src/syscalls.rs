@@ -16,7 +16,7 @@ pub const INTERRUPTED: u32 = 512;
 
 /// A call that returns 0 a second time, in the new task.
 pub const FORKS: u32 = 1;
-/// A call that waits until data is on its device: one of [`crate::files::SYNC_NUMBERS`].
+/// A call that waits until data is on its device: one of [`crate::files::SYNC_CALLS`].
 pub const WAITS: u32 = 2;
 
 /// Calls of one number by one cgroup, on one CPU.
@@ -82,7 +82,7 @@ pub struct SyscallSlot {
     pub futex_ns: u64,
     /// Calls that woke somebody who waited so.
     pub futex_wakes: u64,
-    /// Calls that returned and waited until data was on its device, by index of [`crate::files`].
+    /// Calls that returned and waited until data was on its device, by kind of [`crate::files`].
     pub syncs: [u64; SYNCS],
     /// Their length in all.
     pub sync_ns: [u64; SYNCS],

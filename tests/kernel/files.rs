@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use lens_agent::{
     base::clock::{Clock as _, SystemClock},
     host::{HostReader, Root, filesystems::Filesystem},
-    probes::{FileCounters, FileDeviceCounters, KernelReading, SyncCounters, Waits},
+    probes::{FileCounters, FileDeviceCounters, KernelReading, SyncCounters},
 };
 use lens_tests::{
     cgroup::Cgroup,
@@ -37,11 +37,6 @@ fn syncs_of(reading: &KernelReading, cgroup: &Cgroup) -> Result<SyncCounters> {
     let syncs = reading.syncs.as_ref().context("no reading")?;
     let counters = syncs.cgroups.get(&cgroup.id()?);
     Ok(counters.cloned().unwrap_or_default())
-}
-
-fn named(counters: &SyncCounters, call: &str) -> Result<Waits> {
-    let found = counters.by_call().find(|(name, _)| *name == call);
-    Ok(found.context("no such call")?.1.clone())
 }
 
 /// How often a call has failed with an error.
@@ -105,7 +100,7 @@ fn syncs_take_as_long_as_who_calls_them_says() -> Result<()> {
     let said = work.run(&format!("sync {} {N}", path("file")))?;
     let reading = nest.read();
     let commits = disk.commits()? - commits;
-    let fsync = named(&syncs_of(&reading, &cgroup)?, "fsync")?;
+    let fsync = syncs_of(&reading, &cgroup)?.of_file().clone();
     let (ns, longest) = (number(&said, "ns")?, number(&said, "longest")?);
     println!("{fsync:?} of {ns}, longest {longest}");
     assert_eq!((fsync.ended, fsync.under_way), (N, 0));
@@ -142,10 +137,11 @@ fn each_call_that_waits_for_a_device_counts_as_what_it_is() -> Result<()> {
     let mut work = Work::of(PROGRAM, &cgroup)?;
     work.run(&format!("each {} {N}", disk.file("file").display()))?;
     let counters = syncs_of(&nest.read(), &cgroup)?;
-    for (name, waits) in counters.by_call() {
-        let expected = if name == "sync" { 0 } else { N };
-        assert_eq!(waits.ended, expected, "{name}");
-        assert_eq!(waits.ns > 0, expected > 0, "{name}");
+    // `msync` only if it waits.
+    assert_eq!(counters.of_file().ended, 4 * N);
+    assert_eq!(counters.of_all().ended, N);
+    for waits in [counters.of_file(), counters.of_all()] {
+        assert!(waits.ns >= waits.max_ns && waits.max_ns > 0, "{waits:?}");
     }
     work.end()
 }
@@ -161,7 +157,7 @@ fn syncs_are_absent_while_calls_are_untimed_and_exact_again() -> Result<()> {
     let mut work = Work::of(PROGRAM, &cgroup)?;
     let sync = format!("sync {} {N}", disk.file("file").display());
     work.run(&sync)?;
-    let before = named(&syncs_of(&nest.read(), &cgroup)?, "fsync")?;
+    let before = syncs_of(&nest.read(), &cgroup)?.of_file().clone();
     assert_eq!(before.ended, N);
     nest.probes.reduce("syscalls", 1);
     work.run(&sync)?;
@@ -174,7 +170,7 @@ fn syncs_are_absent_while_calls_are_untimed_and_exact_again() -> Result<()> {
     );
     nest.probes.reduce("syscalls", 0);
     work.run(&sync)?;
-    let after = named(&syncs_of(&nest.read(), &cgroup)?, "fsync")?;
+    let after = syncs_of(&nest.read(), &cgroup)?.of_file().clone();
     assert_eq!((after.ended, after.under_way), (2 * N, 0));
     work.end()
 }

@@ -1,10 +1,10 @@
-//! Calls that wait until data is on its device, by cgroup and call: a part of the syscalls object,
+//! Calls that wait until data is on its device, by cgroup and kind: a part of the syscalls object,
 //! read for whoever wants to know of files.
 
 use std::collections::BTreeMap;
 
 use lens_common::{
-    files::{FDATASYNC, FSYNC, MSYNC, SYNC, SYNC_FILE_RANGE, SYNC_NUMBERS, SYNCFS, SYNCS},
+    files::{OF_ALL, OF_FILE, SYNC_CALLS, SYNCS},
     syscalls::SyscallSlot,
 };
 use serde::{Deserialize, Serialize};
@@ -17,44 +17,37 @@ use super::{
     targets::Targets,
 };
 
-/// What people call the calls.
-const NAMES: [&str; SYNCS] = {
-    let mut names = [""; SYNCS];
-    names[FSYNC] = "fsync";
-    names[FDATASYNC] = "fdatasync";
-    names[MSYNC] = "msync";
-    names[SYNC] = "sync";
-    names[SYNCFS] = "syncfs";
-    names[SYNC_FILE_RANGE] = "sync_file_range";
-    names
-};
-
-/// Calls of one cgroup since it became a target, by call.
+/// Calls of one cgroup since it became a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncCounters {
-    calls: [Waits; SYNCS],
+    kinds: [Waits; SYNCS],
 }
 
 impl SyncCounters {
-    /// The calls with their names.
-    pub fn by_call(&self) -> impl Iterator<Item = (&'static str, &Waits)> {
-        NAMES.into_iter().zip(&self.calls)
+    /// `fsync`, `fdatasync`, `msync` and `sync_file_range`.
+    pub fn of_file(&self) -> &Waits {
+        &self.kinds[OF_FILE]
+    }
+
+    /// `sync` and `syncfs`, which wait for what others have dirtied as well.
+    pub fn of_all(&self) -> &Waits {
+        &self.kinds[OF_ALL]
     }
 
     /// The numbers of these calls: by them their errors are found among those of all calls.
-    pub fn numbers() -> [u32; SYNCS] {
-        SYNC_NUMBERS
+    pub fn numbers() -> impl Iterator<Item = u32> {
+        SYNC_CALLS.into_iter().map(|(nr, _)| nr)
     }
 
-    fn call(&mut self, kind: u64) -> Option<&mut Waits> {
-        self.calls.get_mut(usize::try_from(kind).ok()?)
+    fn kind(&mut self, kind: u64) -> Option<&mut Waits> {
+        self.kinds.get_mut(usize::try_from(kind).ok()?)
     }
 }
 
 impl From<&SyscallSlot> for SyncCounters {
     fn from(slot: &SyscallSlot) -> Self {
         let mut counters = Self::default();
-        for (kind, waits) in counters.calls.iter_mut().enumerate() {
+        for (kind, waits) in counters.kinds.iter_mut().enumerate() {
             waits.ended = slot.syncs[kind];
             waits.ns = slot.sync_ns[kind];
         }
@@ -103,13 +96,13 @@ impl Syncs {
     ) -> Result<Fill, ProbeError> {
         let cgroups = &mut into.cgroups;
         let fill = self.lengths.add_ended(targets, |id, kind, add| {
-            if let Some(waits) = cgroups.get_mut(&id).and_then(|c| c.call(kind)) {
+            if let Some(waits) = cgroups.get_mut(&id).and_then(|c| c.kind(kind)) {
                 add(waits);
             }
         });
         for (id, kind, ns) in self.lengths.under_way()? {
             let id = counted_as(cgroups, id);
-            if let Some(waits) = cgroups.entry(id).or_default().call(kind) {
+            if let Some(waits) = cgroups.entry(id).or_default().kind(kind) {
                 waits.add_under_way(ns);
             }
         }

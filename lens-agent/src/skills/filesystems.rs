@@ -361,7 +361,11 @@ fn syncs(view: &View<'_>, look: &mut Look) {
     let (mut ended, mut ns, mut max_ns, mut under_way) = (0, 0, 0, 0);
     let mut hist = Hist::default();
     for (_, now, then) in rows {
-        for ((_, now), (_, then)) in now.by_call().zip(then.unwrap_or(&none).by_call()) {
+        let then = then.unwrap_or(&none);
+        for (now, then) in [
+            (now.of_file(), then.of_file()),
+            (now.of_all(), then.of_all()),
+        ] {
             ended += now.ended.saturating_sub(then.ended);
             ns += now.ns.saturating_sub(then.ns);
             max_ns = max_ns.max(now.max_ns);
@@ -392,7 +396,7 @@ fn errors(view: &View<'_>, look: &mut Look) {
         let then = &then.unwrap_or(&none).by_number;
         for (nr, now) in &now.by_number {
             let before = then.get(nr).cloned().unwrap_or_default();
-            let waits = SyncCounters::numbers().contains(nr);
+            let waits = SyncCounters::numbers().any(|sync| sync == *nr);
             if waits {
                 failed += now.errors.saturating_sub(before.errors);
             }

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{Global, macros::map, maps::HashMap};
 use lens_common::{
-    files::{FDATASYNC, FSYNC, MSYNC, SYNC, SYNC_FILE_RANGE, SYNC_NUMBERS, SYNCFS, SYNCS},
+    files::{MSYNC, SYNC_CALLS, SYNCS},
     lengths::UnderWay,
     limits::{SLOTS, SYNCING},
     loss,
@@ -42,10 +42,8 @@ pub(crate) fn is_one(nr: u32) -> bool {
 
 #[inline(always)]
 fn kind_of(nr: u32) -> Option<usize> {
-    const NR: [u32; SYNCS] = SYNC_NUMBERS;
-    [FSYNC, FDATASYNC, MSYNC, SYNC, SYNCFS, SYNC_FILE_RANGE]
-        .into_iter()
-        .find(|kind| NR[*kind] == nr)
+    let found = SYNC_CALLS.iter().find(|(call, _)| *call == nr);
+    found.map(|(_, kind)| *kind)
 }
 
 /// The current task begins with the call `nr`.
@@ -58,7 +56,7 @@ pub(crate) unsafe fn enter(regs: *const u8, nr: u32) {
     unsafe {
         let task = current();
         if read::<u32>(task, &TASK_STATUS) & TS_COMPAT != 0
-            || kind == MSYNC && read::<u64>(regs, &REGS_DX) & MS_SYNC == 0
+            || nr == MSYNC && read::<u64>(regs, &REGS_DX) & MS_SYNC == 0
         {
             return;
         }
