@@ -117,16 +117,28 @@ fn fill(path: &str, more: u64) -> Result<Value> {
     Ok(json!({ "bytes": bytes }))
 }
 
-/// Writes so many bytes; how long it took.
+/// Writes so many bytes; how long it took, and for how much of it this thread slept.
 fn write(path: &str, bytes: u64) -> Result<Value> {
     let (mut file, chunk) = (open(path)?, vec![7; CHUNK]);
+    let before = awake()?;
     let ns = timed(|| {
         for _ in 0..bytes / CHUNK as u64 {
             file.write_all(&chunk)?;
         }
         Ok(())
     })?;
-    Ok(json!({ "ns": ns }))
+    let slept = ns.saturating_sub(awake()? - before);
+    Ok(json!({ "ns": ns, "slept": slept }))
+}
+
+/// Nanoseconds for which this thread has run, or waited to run.
+fn awake() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let mut words = text.split_ascii_whitespace().map(str::parse::<u64>);
+    let (Some(ran), Some(waited)) = (words.next(), words.next()) else {
+        bail!("{text}");
+    };
+    Ok(ran? + waited?)
 }
 
 /// Reads a whole file.
