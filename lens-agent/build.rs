@@ -20,6 +20,7 @@ const OBJECTS: &[&str] = &[
     "lifecycle",
     "interrupts",
     "block",
+    "files",
     "reclaim",
     "locks",
     "net",

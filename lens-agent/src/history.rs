@@ -204,6 +204,7 @@ mod tests {
                 elapsed_ms: 10_000,
                 metrics: [("switches_per_sec".into(), number as f64)].into(),
                 pairs: Vec::new(),
+                items: Vec::new(),
                 quality: Quality::default(),
             };
             history.push(Arc::new(Tick::new(number, at, step, vec![snapshot])));

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod block;
+pub mod files;
 pub mod function;
 pub mod futex;
 pub mod hist;

@@ -82,6 +82,11 @@ pub const DOOMED: u32 = 256;
 /// Bytes for records of processes killed for want of memory that nobody has read yet.
 pub const OOM_BYTES: u32 = 128 * 1024;
 
+/// Devices of file systems.
+pub const FILE_DEVICES: u32 = 64;
+/// Tasks that wait at one moment until data is on its device.
+pub const SYNCING: u32 = 2048;
+
 /// Tasks that sleep for a lock of the kernel at one moment.
 pub const LOCK_SLEEPERS: u32 = 2048;
 /// (cgroup, address) places a CPU for futexes; a power of two.

@@ -1,6 +1,6 @@
 //! The syscalls object: every call that returned, its errors, and the latency of some.
 
-use crate::{counters, hist::BUCKETS, of_cgroup, plain};
+use crate::{counters, files::SYNCS, hist::BUCKETS, of_cgroup, plain};
 
 /// Numbers below this are calls; every number beyond is taken for [`UNKNOWN`], so that a program
 /// that makes numbers up fills no table.
@@ -14,6 +14,11 @@ pub const COMPAT: u32 = NUMBERS;
 /// again or ends with EINTR.
 pub const INTERRUPTED: u32 = 512;
 
+/// A call that returns 0 a second time, in the new task.
+pub const FORKS: u32 = 1;
+/// A call that waits until data is on its device: one of [`crate::files::SYNC_CALLS`].
+pub const WAITS: u32 = 2;
+
 /// Calls of one number by one cgroup, on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,8 +27,8 @@ pub struct Call {
     pub cgroup: u64,
     /// The call's number.
     pub nr: u32,
-    /// 1 for a call that returns 0 a second time, in the new task.
-    pub forks: u32,
+    /// [`FORKS`], [`WAITS`] or 0.
+    pub kind: u32,
     /// Calls that returned.
     pub calls: u64,
     /// Those that returned an error.
@@ -63,7 +68,7 @@ pub struct CallErrno {
 }
 
 /// What is not in the table of [`Call`]s: calls that found no room there, and in slot 0 all calls
-/// of the targets beyond the limit. And sums over futexes.
+/// of the targets beyond the limit. And sums over futexes and calls that wait for a device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SyscallSlot {
@@ -77,6 +82,10 @@ pub struct SyscallSlot {
     pub futex_ns: u64,
     /// Calls that woke somebody who waited so.
     pub futex_wakes: u64,
+    /// Calls that returned and waited until data was on its device, by kind of [`crate::files`].
+    pub syncs: [u64; SYNCS],
+    /// Their length in all.
+    pub sync_ns: [u64; SYNCS],
 }
 
 /// What is kept of each task.
@@ -106,5 +115,5 @@ plain!(
     Timed: 16,
     TimedTasks: 64,
 );
-counters!(SyscallSlot: 40);
+counters!(SyscallSlot: 40 + 16 * SYNCS);
 of_cgroup!(Call, CallTimes, CallErrno);

@@ -1,10 +1,10 @@
 //! Requests to a device are those that a program made, and who waited is told behind whom.
 
-use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::probes::{BlockCounters, DeviceIo, DeviceNumber, Holder, KernelReading};
-use lens_tests::{cgroup::Cgroup, not_run, root_or_say_not_run};
+use lens_tests::{cgroup::Cgroup, disk::Loop, not_run, root_or_say_not_run};
 
 use crate::objects::{Nest, Work};
 
@@ -13,69 +13,21 @@ const BLOCK: u64 = 64 * 1024;
 /// Length of the device.
 const LENGTH: u64 = 64 << 20;
 
-/// A block device on a file, that goes with this value.
-struct Loop {
-    device: String,
-    _file: tempfile::NamedTempFile,
-}
-
-impl Loop {
-    /// `None` where there are no such devices.
-    fn new() -> Result<Option<Self>> {
-        // Beside the test's program: the folder for temporary files may be in memory.
-        let program = std::env::current_exe()?;
-        let beside = program.parent().context("no folder")?;
-        let file = tempfile::NamedTempFile::new_in(beside)?;
-        file.as_file().set_len(LENGTH)?;
-        let made = Command::new("losetup")
-            .args(["--find", "--show", "--direct-io=off"])
-            .arg(file.path())
-            .output();
-        let Ok(made) = made else {
-            return Ok(None);
-        };
-        if !made.status.success() {
-            return Ok(None);
-        }
-        let device = String::from_utf8(made.stdout)?.trim_end().to_owned();
-        Ok(Some(Self {
-            device,
-            _file: file,
-        }))
-    }
-
-    fn number(&self) -> Result<DeviceNumber> {
-        let rdev = fs::metadata(&self.device)?.rdev();
-        Ok(DeviceNumber {
-            major: rustix::fs::major(rdev),
-            minor: rustix::fs::minor(rdev),
-        })
-    }
-
-    /// What the kernel says: reads and writes that ended, bytes of both.
-    fn said(&self) -> Result<[u64; 4]> {
-        let name = self.device.trim_start_matches("/dev/");
-        let stat = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
-        let fields: Vec<u64> = stat
-            .split_ascii_whitespace()
-            .map(str::parse)
-            .collect::<Result<_, _>>()?;
-        Ok([fields[0], fields[4], fields[2] * 512, fields[6] * 512])
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        // Nothing can be done about it here.
-        let _ = Command::new("losetup").args(["-d", &self.device]).status();
-    }
+/// What the kernel says of a device: reads and writes that ended, bytes of both.
+fn said(disk: &Loop) -> Result<[u64; 4]> {
+    let stat = fs::read_to_string(format!("/sys/block/{}/stat", disk.name()))?;
+    let fields: Vec<u64> = stat
+        .split_ascii_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    Ok([fields[0], fields[4], fields[2] * 512, fields[6] * 512])
 }
 
 fn device() -> Result<Option<Loop>> {
     if !root_or_say_not_run()? {
         return Ok(None);
     }
-    let device = Loop::new()?;
+    let device = Loop::new(LENGTH)?;
     if device.is_none() {
         not_run("no loop device can be made")?;
     }
@@ -110,9 +62,9 @@ fn requests_are_those_that_were_made() -> Result<()> {
     let mut work = Work::start(&busy)?;
     let mut beside = Work::start(&idle)?;
     beside.run("calls 10 10")?;
-    let (before, then) = (of(&nest.read(), &busy)?, disk.said()?);
-    work.run(&format!("direct {} 300 200", disk.device))?;
-    let now = disk.said()?;
+    let (before, then) = (of(&nest.read(), &busy)?, said(&disk)?);
+    work.run(&format!("direct {} 300 200", disk.device()))?;
+    let now = said(&disk)?;
     let reading = nest.read();
     let counters = of(&reading, &busy)?;
     let io = on(&counters, disk.number()?);
@@ -120,8 +72,8 @@ fn requests_are_those_that_were_made() -> Result<()> {
     println!("{io:?}");
     assert_eq!((io.ios[0], io.ios[1]), (300, 200));
     assert_eq!((io.bytes[0], io.bytes[1]), (300 * BLOCK, 200 * BLOCK));
-    let said = [0, 1, 2, 3].map(|i| now[i] - then[i]);
-    assert_eq!(said, [io.ios[0], io.ios[1], io.bytes[0], io.bytes[1]]);
+    let served = [0, 1, 2, 3].map(|i| now[i] - then[i]);
+    assert_eq!(served, [io.ios[0], io.ios[1], io.bytes[0], io.bytes[1]]);
     assert_eq!((io.errors, io.under_way), (0, 0));
     assert!(io.device_ns > 0 && io.device_ns <= io.wait_ns, "{io:?}");
     assert_eq!(
@@ -151,10 +103,10 @@ fn whose_requests_were_served_meanwhile() -> Result<()> {
         .map(|_| Work::start(&many))
         .collect::<Result<Vec<_>>>()?;
     for other in &mut others {
-        other.begin(&format!("direct {} 900 900", disk.device))?;
+        other.begin(&format!("direct {} 900 900", disk.device()))?;
     }
     let before = of(&nest.read(), &one)?;
-    victim.run(&format!("direct {} 300 300", disk.device))?;
+    victim.run(&format!("direct {} 300 300", disk.device()))?;
     let reading = nest.read();
     for other in &mut others {
         other.finish()?;

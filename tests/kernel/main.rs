@@ -3,7 +3,10 @@
 #[cfg(test)]
 mod block;
 #[cfg(test)]
+mod files;
+#[cfg(test)]
 mod footprint;
+#[cfg(test)]
 mod governed;
 #[cfg(test)]
 mod governor;

@@ -1,11 +1,15 @@
 //! Who waits for memory, and who is killed for want of it, as the kernel's own files and the work
 //! itself say.
 
-use std::{fs, io::Write as _, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use lens_agent::probes::{KernelReading, OomKill, ReclaimCounters, Shortage};
-use lens_tests::{cgroup::Cgroup, not_run, root_or_say_not_run};
+use lens_tests::{
+    cgroup::Cgroup,
+    disk::{file_of, forget},
+    not_run, root_or_say_not_run,
+};
 
 use crate::objects::{Nest, Work};
 
@@ -20,30 +24,6 @@ fn of(reading: &KernelReading, cgroup: &Cgroup) -> Result<ReclaimCounters> {
 
 fn killed(reading: &KernelReading) -> &[OomKill] {
     reading.reclaim.as_ref().map_or(&[], |r| &r.killed)
-}
-
-/// A file whose pages can be dropped: beside the test's program, because the folder for temporary
-/// files may be in memory.
-fn file_of(bytes: u64) -> Result<tempfile::NamedTempFile> {
-    let program = std::env::current_exe()?;
-    let mut file = tempfile::NamedTempFile::new_in(program.parent().context("no folder")?)?;
-    let chunk = vec![7; usize::try_from(MIB)?];
-    for _ in 0..bytes / MIB {
-        file.write_all(&chunk)?;
-    }
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// Drops what is cached of it: pages stay with the cgroup that read them first.
-fn forget(path: &Path) -> Result<()> {
-    use std::os::fd::AsRawFd as _;
-    let file = fs::File::open(path)?;
-    // SAFETY: an open file.
-    #[expect(unsafe_code, reason = "posix_fadvise has no safe wrapper")]
-    let dropped = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    anyhow::ensure!(dropped == 0, "posix_fadvise: {dropped}");
-    Ok(())
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What the suites share: the built binary ([`commands`]) and a running agent ([`running`]), a server
-//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]),
-//! workloads that know what they did ([`load`], [`work`]), a model that follows a script
+//! without one ([`served`]) and how to ask it ([`http`]), cgroups of a test's own ([`cgroup`]), its
+//! devices and file systems ([`disk`]), workloads that know what they did ([`load`], [`work`]), a model that follows a script
 //! ([`provider`]), and waiting for something to become true.
 
 pub mod cgroup;
 pub mod commands;
+pub mod disk;
 pub mod http;
 pub mod load;
 pub mod provider;

@@ -521,6 +521,7 @@ mod tests {
                 by: by.into(),
                 value: 390.0,
             }],
+            items: Vec::new(),
             quality: Quality::default(),
         }
     }

@@ -80,6 +80,17 @@ pub struct Pair {
     pub value: f64,
 }
 
+/// What `metric` is for one of the things over which it was taken together: a mount, a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Item {
+    /// The metric.
+    pub metric: Arc<str>,
+    /// What the thing is called.
+    pub item: Arc<str>,
+    /// The number, in the metric's unit.
+    pub value: f64,
+}
+
 /// `TICK/SKILL/SCOPE`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -133,6 +144,9 @@ pub struct Snapshot {
     pub metrics: BTreeMap<Arc<str>, f64>,
     /// Victim's side of the victim-aggressor matrix, largest first, bounded.
     pub pairs: Vec<Pair>,
+    /// Numbers by thing, where one was taken over several of them, largest first, bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<Item>,
     /// What these numbers did not see.
     pub quality: Quality,
 }

@@ -11,7 +11,7 @@ use crate::{
     agent,
     base::{
         clock::{Clock as _, SystemClock},
-        snapshot::{Pair, Snapshot as Seen},
+        snapshot::Snapshot as Seen,
     },
     config::Span,
     host::{HostReader, Root},
@@ -84,7 +84,7 @@ fn show(out: &mut Out, snapshots: &[Seen], now: &Arc<Sample>) -> Result<(), Trou
             vec![
                 format!("  {name}"),
                 amount(name, *value),
-                caused(snapshot, name),
+                told(snapshot, name),
             ]
         });
         let columns = [words("  metric"), numbers("value"), words("by")];
@@ -102,20 +102,19 @@ fn show(out: &mut Out, snapshots: &[Seen], now: &Arc<Sample>) -> Result<(), Trou
     Ok(())
 }
 
-/// Causes shown of one metric.
-const CAUSES: usize = 5;
+/// Causes and things shown of one metric.
+const PARTS: usize = 5;
 
-/// Who caused what of `metric`, the greatest first.
-fn caused(snapshot: &Seen, metric: &str) -> String {
-    let pairs: Vec<_> = snapshot
-        .pairs
-        .iter()
-        .filter(|p| &*p.metric == metric)
-        .collect();
-    let told = |p: &&Pair| format!("{} {}", p.by, amount(metric, p.value));
-    let mut causes: Vec<String> = pairs.iter().take(CAUSES).map(told).collect();
-    if let Some(more @ 1..) = pairs.len().checked_sub(CAUSES) {
-        causes.push(format!("{more} more"));
+/// Who caused what of `metric`, and what it is for which thing, the greatest first.
+fn told(snapshot: &Seen, metric: &str) -> String {
+    let pairs = snapshot.pairs.iter().filter(|p| &*p.metric == metric);
+    let items = snapshot.items.iter().filter(|i| &*i.metric == metric);
+    let pairs = pairs.map(|p| format!("{} {}", p.by, amount(metric, p.value)));
+    let items = items.map(|i| format!("{} {}", i.item, amount(metric, i.value)));
+    let mut parts: Vec<String> = pairs.chain(items).collect();
+    if let Some(more @ 1..) = parts.len().checked_sub(PARTS) {
+        parts.truncate(PARTS);
+        parts.push(format!("{more} more"));
     }
-    causes.join(", ")
+    parts.join(", ")
 }

@@ -4,6 +4,7 @@
 //! Root (`/`, or a tree that a test has made)
 //!   stat meminfo vmstat pressure loadavg diskstats pid     one file of /proc each
 //!   hierarchy -> cgroups, by_id      which cgroups there are, their ids and paths
+//!   filesystems                      what is mounted, and how full it is
 //!   cgroup                           the files of one cgroup, wherever its controllers are
 //!   scan                             all processes once, summed up by cgroup
 //! reading                            all of it, once a tick
@@ -16,6 +17,7 @@
 pub mod by_id;
 pub mod cgroup;
 pub mod diskstats;
+pub mod filesystems;
 pub mod hierarchy;
 pub mod loadavg;
 pub mod meminfo;

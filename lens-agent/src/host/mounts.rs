@@ -59,7 +59,7 @@ pub(super) fn read(root: &Root, buffer: &mut Vec<u8>) -> Result<Vec<CgroupMount>
 }
 
 /// Spaces and the like are written as `\040` (`mangle` in `fs/proc_namespace.c`).
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

@@ -9,6 +9,7 @@ use super::{
     Cgroup, Hierarchy, ReadError, Root, Watched,
     cgroup::{self, CgroupFiles},
     diskstats::{self, DiskStats},
+    filesystems::{self, Filesystem},
     loadavg::{self, LoadAvg},
     meminfo::{self, MemInfo},
     pressure::{self, Pressure},
@@ -46,6 +47,8 @@ pub struct HostWide {
     pub load: Option<LoadAvg>,
     /// Block devices by name.
     pub disks: Option<BTreeMap<String, DiskStats>>,
+    /// Local file systems by where they are mounted.
+    pub filesystems: Option<BTreeMap<String, Filesystem>>,
     /// Waits for CPU.
     pub cpu_pressure: Option<Pressure>,
     /// Waits for memory.
@@ -152,6 +155,7 @@ impl HostReader {
             vm: notes.take("/proc/vmstat", vmstat::read(root, buffer)),
             load: notes.take("/proc/loadavg", loadavg::read(root, buffer)),
             disks: notes.take("/proc/diskstats", diskstats::read(root, buffer)),
+            filesystems: filesystems(root, buffer, notes),
             cpu_pressure,
             memory_pressure,
             io_pressure,
@@ -186,6 +190,35 @@ impl HostReader {
             processes,
         })
     }
+}
+
+/// What is mounted; says which file systems were not asked.
+fn filesystems(
+    root: &Root,
+    buffer: &mut Vec<u8>,
+    notes: &mut Notes,
+) -> Option<BTreeMap<String, Filesystem>> {
+    /// Of those that were not asked, so many are named.
+    const NAMED: usize = 8;
+    let mounted = notes.take("mountinfo", filesystems::read(root, buffer))?;
+    if !mounted.not_asked.is_empty() {
+        let mut named = mounted.not_asked;
+        let left = named.len().saturating_sub(NAMED);
+        named.truncate(NAMED);
+        let rest = if left == 0 {
+            String::new()
+        } else {
+            format!(" and {left} more")
+        };
+        notes.note(
+            "filesystems",
+            format!(
+                "not asked, because they may not answer: {}{rest}",
+                named.join(", ")
+            ),
+        );
+    }
+    Some(mounted.filesystems)
 }
 
 /// Why files could not be read: the first reason for each kind of file, so that a thousand cgroups

@@ -92,6 +92,7 @@ impl World {
                     elapsed_ms: 1000,
                     metrics: std::collections::BTreeMap::new(),
                     pairs: Vec::new(),
+                    items: Vec::new(),
                     quality: self.quality.clone(),
                 });
                 snapshots.len() - 1

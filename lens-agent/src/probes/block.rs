@@ -33,7 +33,7 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
-    fn from_kernel(number: u64) -> Self {
+    pub(super) fn from_kernel(number: u64) -> Self {
         Self {
             major: u32::try_from(number >> 32).unwrap_or_default(),
             minor: u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default(),

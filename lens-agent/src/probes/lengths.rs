@@ -29,10 +29,12 @@ pub struct Waits {
 }
 
 /// What an object keeps of its waits.
+#[derive(Debug)]
 pub(super) struct Lengths {
     probe: &'static str,
     ended: Mapped<lengths::Lengths>,
-    under_way: HashMap<MapData, u32, [u64; 4]>,
+    /// `None` where waits are known with their length when they begin.
+    under_way: Option<HashMap<MapData, u32, [u64; 4]>>,
     strangers: Strangers,
 }
 
@@ -45,20 +47,31 @@ impl Lengths {
     /// Maps them.
     pub(super) fn of(probe: &'static str, object: &mut Object) -> Result<Self, ObjectError> {
         let under_way = HashMap::try_from(object.take_map("UNDER_WAY")?);
+        let under_way = under_way.map_err(|why| ObjectError::Load {
+            object: probe,
+            why: format!("map UNDER_WAY: {why}"),
+        })?;
+        Ok(Self {
+            under_way: Some(under_way),
+            ..Self::of_known(probe, object)?
+        })
+    }
+
+    /// The same for an object that knows how long a wait will be when it begins.
+    pub(super) fn of_known(probe: &'static str, object: &Object) -> Result<Self, ObjectError> {
         Ok(Self {
             probe,
             ended: object.mapped_places("LENGTHS", LENGTHS)?,
-            under_way: under_way.map_err(|why| ObjectError::Load {
-                object: probe,
-                why: format!("map UNDER_WAY: {why}"),
-            })?,
+            under_way: None,
             strangers: Strangers::default(),
         })
     }
 
     /// Forgets what is under way: it may have ended, and nobody saw it.
     pub(super) fn forget(&mut self) {
-        empty(&mut self.under_way);
+        if let Some(under_way) = &mut self.under_way {
+            empty(under_way);
+        }
     }
 
     /// Has `with` add the lengths of waits that have ended to those of a cgroup and a kind. How full
@@ -94,7 +107,7 @@ impl Lengths {
             assert!(offset_of!(lengths::UnderWay, kind) == 16);
         }
         let now = now_ns();
-        let waits = self.under_way.iter().map(|wait| {
+        let waits = self.under_way.iter().flat_map(HashMap::iter).map(|wait| {
             let (_, [cgroup, since, kind, _]) = wait.map_err(|why| ProbeError::Read {
                 probe: self.probe,
                 why: format!("waits under way: {why}"),

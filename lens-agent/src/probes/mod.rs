@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod fault_stacks;
+pub mod files;
 pub mod function;
 pub mod futexes;
 mod glob;
@@ -32,6 +33,7 @@ mod sample;
 pub mod sched;
 mod slots;
 mod symbols;
+pub mod syncs;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
@@ -48,6 +50,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     block::{BlockCounters, BlockReading, DeviceCounters, DeviceIo, DeviceNumber},
     fault_stacks::FaultStack,
+    files::{FileCounters, FileDeviceCounters, FilesReading},
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     futexes::{CgroupFutexes, FutexCounters, FutexReading},
     glob::{GlobError, Globs},
@@ -66,6 +69,7 @@ pub use self::{
     object::{Object, ObjectError, ProgramCost},
     reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
+    syncs::{SyncCounters, SyncReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
     targets::{TargetState, Targets, Watched},
@@ -126,6 +130,12 @@ pub const REGISTRY: &[Definition] = &[
         title: "requests to block devices by cgroup, and whose were served meanwhile",
         blind: "who waits for a disk and because of whom",
         start: block::start,
+    },
+    Definition {
+        name: "files",
+        title: "pauses of writers, page-cache misses, and commits of journals",
+        blind: "who waits for writeback or a journal, who reads what is not cached",
+        start: files::start,
     },
     // After `memory`, whose counts it uses.
     Definition {
@@ -225,6 +235,10 @@ pub struct KernelReading {
     pub locks: Option<LocksReading>,
     /// Futexes.
     pub futexes: Option<FutexReading>,
+    /// What is waited for at file systems, and what the page cache did not hold.
+    pub files: Option<FilesReading>,
+    /// Calls that wait until data is on its device.
+    pub syncs: Option<SyncReading>,
     /// Sockets, and what they lose.
     pub net: Option<NetReading>,
     /// A function trace that ended since the reading before.

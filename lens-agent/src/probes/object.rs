@@ -589,7 +589,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 12] = [
+        let all: [(&str, Variants); 13] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -598,6 +598,7 @@ mod tests {
             ("lifecycle", bytes!("lifecycle")),
             ("interrupts", bytes!("interrupts")),
             ("block", bytes!("block")),
+            ("files", bytes!("files")),
             ("reclaim", bytes!("reclaim")),
             ("locks", bytes!("locks")),
             ("net", bytes!("net")),

@@ -27,3 +27,17 @@ pub(super) fn drain<T: Plain>(ring: &mut RingBuf<MapData>, bytes: u32) -> Vec<T>
     }
     found
 }
+
+/// The bytes of `record`, as a map holds it.
+pub(super) fn bytes_of<T: Plain, const N: usize>(record: &T) -> [u8; N] {
+    const { assert!(size_of::<T>() == N) };
+    let mut bytes = [0; N];
+    // SAFETY: a `T` is as long as the bytes, and has no gaps.
+    #[expect(unsafe_code, reason = "writes what a program reads")]
+    unsafe {
+        bytes
+            .as_mut_ptr()
+            .copy_from_nonoverlapping(std::ptr::from_ref(record).cast(), N);
+    }
+    bytes
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lens_common::{
+    files::SYNCS,
     hist::{BUCKETS, Hist},
     limits::{CALLS, ERRNOS, TIMES},
     syscalls::{Call, CallErrno, INTERRUPTED, SyscallSlot},
@@ -18,6 +19,7 @@ use super::{
     object::{Losses, Object, Plan, bytes},
     sample::Sample,
     slots::Slots,
+    syncs::{SyncCounters, SyncReading, Syncs},
     targets::{Targets, cgroup_constants},
 };
 
@@ -100,6 +102,8 @@ struct Syscalls {
     is_timed: bool,
     /// Where the probe `locks` is wanted.
     futexes: Option<Futexes>,
+    /// Where the probe `files` is wanted.
+    syncs: Option<Syncs>,
 }
 
 /// Loads and attaches it.
@@ -117,6 +121,8 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     let counts_futexes = setup.config.wants("locks");
     plan.constant("FUTEX_COUNTED", u32::from(counts_futexes));
     Futexes::plan(&mut plan, types)?;
+    let counts_syncs = setup.config.wants("files");
+    Syncs::plan(&mut plan, counts_syncs)?;
     plan.places("CALL", CALLS)
         .places("TIME", TIMES)
         .places("ERRNO", ERRNOS)
@@ -126,10 +132,11 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     Sample::plan(&mut plan);
     let mut object = plan.load()?;
     object.attach("sys_exit", types)?;
-    if time_one_in != 0 || counts_futexes {
+    if time_one_in != 0 || counts_futexes || counts_syncs {
         object.attach("sys_enter", types)?;
     }
     let futexes = counts_futexes.then(|| Futexes::of(&mut object, types, setup.pins));
+    let syncs = counts_syncs.then(|| Syncs::of(&mut object));
     Ok(Box::new(Syscalls {
         losses: Losses::of(&object)?,
         calls: object.mapped_places("CALL", CALLS)?,
@@ -143,6 +150,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         time_one_in,
         is_timed: true,
         futexes: futexes.transpose()?,
+        syncs: syncs.transpose()?,
     }))
 }
 
@@ -203,7 +211,11 @@ impl Probe for Syscalls {
         into.tables
             .extend(names.map(str::to_owned).into_iter().zip(fills));
         let mut futexes = FutexReading::default();
+        let mut syncs = SyncReading::default();
         for (id, other) in self.slots.by_target(targets) {
+            if id != 0 || other.syncs != [0; SYNCS] {
+                syncs.cgroups.insert(id, SyncCounters::from(&other));
+            }
             if other.futex_waits + other.futex_wakes != 0 {
                 let sums = futexes.cgroups.entry(id).or_default();
                 sums.waits = other.futex_waits;
@@ -224,6 +236,13 @@ impl Probe for Syscalls {
             let fill = part.read(targets, &mut futexes)?;
             into.tables.insert("syscalls.futexes".to_owned(), fill);
             into.futexes = Some(futexes);
+        }
+        if !self.is_timed && self.syncs.is_some() {
+            into.quality.miss("files.sync", OVER_BUDGET);
+        } else if let Some(part) = &mut self.syncs {
+            let fill = part.read(targets, &mut syncs)?;
+            into.tables.insert("syscalls.lengths".to_owned(), fill);
+            into.syncs = Some(syncs);
         }
         let quality = &mut into.quality;
         self.losses.tell(quality);
@@ -258,6 +277,9 @@ impl Probe for Syscalls {
 
     fn reduce(&mut self, to: usize) -> Result<(), ProbeError> {
         self.sample.set(self.reductions(), to);
+        if let Some(syncs) = self.syncs.as_mut().filter(|_| !self.is_timed) {
+            syncs.forget();
+        }
         self.is_timed = to == 0;
         Ok(self.object.keep_attached(&["sys_enter"], self.is_timed)?)
     }

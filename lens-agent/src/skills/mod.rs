@@ -7,6 +7,7 @@ mod agent;
 mod cpu;
 mod disk;
 mod events;
+mod filesystems;
 mod host;
 mod locks;
 mod memory;
@@ -28,7 +29,7 @@ pub use self::view::{OwnCost, Sample, View};
 use crate::base::{
     metric::Metric,
     quality::Quality,
-    snapshot::{By, Pair, Snapshot, SnapshotId},
+    snapshot::{By, Item, Pair, Snapshot, SnapshotId},
 };
 
 /// One way of looking at a host or a cgroup.
@@ -64,6 +65,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &events::Events,
     &cpu::Cpu,
     &disk::Disk,
+    &filesystems::Filesystems,
     &network::Network,
     &sockets::Sockets,
     &agent::Agent,
@@ -89,12 +91,15 @@ pub fn metrics() -> impl Iterator<Item = &'static Metric> {
 
 /// Pairs of one metric that a snapshot keeps.
 const PAIRS_KEPT: usize = 16;
+/// The same of items.
+const ITEMS_KEPT: usize = 16;
 
 /// Numbers and pairs of one skill in one scope.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     metrics: BTreeMap<Arc<str>, f64>,
     pairs: Vec<Pair>,
+    items: Vec<Item>,
     quality: Quality,
 }
 
@@ -122,6 +127,19 @@ impl Look {
             value,
         });
         self.pairs.extend(pairs);
+    }
+
+    /// Adds what `metric` is for each of several things, the largest.
+    pub fn items(&mut self, metric: &'static str, mut items: Vec<(Arc<str>, f64)>) {
+        let metric: Arc<str> = metric.into();
+        items.sort_by(|a, b| b.1.total_cmp(&a.1));
+        items.truncate(ITEMS_KEPT);
+        let items = items.into_iter().map(|(item, value)| Item {
+            metric: metric.clone(),
+            item,
+            value,
+        });
+        self.items.extend(items);
     }
 
     /// What these numbers did not see.
@@ -170,6 +188,7 @@ pub fn look_everywhere(
                     elapsed_ms: u64::try_from(view.elapsed.as_millis()).unwrap_or(u64::MAX),
                     metrics: look.metrics,
                     pairs: look.pairs,
+                    items: look.items,
                     quality: look.quality,
                 });
             }

@@ -32,6 +32,8 @@ const PROGRAMS: &[&str] = &[
     "/usr/libexec/coreutils/libstdbuf.so",
     "/usr/sbin/ip",
     "/usr/sbin/tc",
+    "/usr/sbin/losetup",
+    "/usr/sbin/mkfs.ext4",
 ];
 
 /// What runs in a guest.

@@ -12,6 +12,8 @@ mount -t tmpfs run /run
 exec </dev/null >/dev/ttyS1 2>&1
 . /settings
 ifconfig lo 127.0.0.1 up
+# For tests that make disks; where it is missing they say so.
+modprobe loop 2>/dev/null
 
 # The agent switches the kernel's statistics on and off. That changes the code of every program's
 # entry while other CPUs run it, and QEMU before 8.1 may keep what it has translated halfway (the

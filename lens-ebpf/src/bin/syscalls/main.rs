@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "kernel memory, behind the verifier")]
 
 mod futex;
+mod sync;
 
 use aya_ebpf::{
     Global,
@@ -30,8 +31,8 @@ use lens_common::{
     limits::{CALL_PROBES, CALLS, ERRNOS, SLOTS, TIMED_TASKS, TIMES},
     loss,
     syscalls::{
-        COMPAT, Call, CallErrno, CallTimes, INTERRUPTED, NUMBERS, SyscallSlot, Timed, TimedTasks,
-        UNKNOWN,
+        COMPAT, Call, CallErrno, CallTimes, FORKS, INTERRUPTED, NUMBERS, SyscallSlot, Timed,
+        TimedTasks, UNKNOWN, WAITS,
     },
     target::OTHER_SLOT,
 };
@@ -45,6 +46,7 @@ use lens_ebpf::{
     target::cgroup_of,
     task::{TaskStorage, current},
 };
+use sync::SYNC_COUNTED;
 
 #[map]
 static CALL: Array<Call> = Array::with_max_entries(CALLS, per_cpu::MAPPED);
@@ -86,7 +88,7 @@ const NO_RETURN: [u32; 4] = [60, 231, COMPAT + 1, COMPAT + 252];
 /// `execve`, `execveat`, by both entries: they may return under another thread id.
 const EXECS: [u32; 4] = [59, 322, COMPAT + 11, COMPAT + 358];
 /// `clone`, `fork`, `vfork`, `clone3`, by both entries: they return 0 in the new task.
-const FORKS: [u32; 8] = [
+const FORK_CALLS: [u32; 8] = [
     56,
     57,
     58,
@@ -100,12 +102,16 @@ const FORKS: [u32; 8] = [
 const ERRORS: u64 = -4095_i64 as u64;
 
 /// `sys_enter(struct pt_regs *regs, long id)`: picks the calls that are timed. Not attached where
-/// neither that nor futexes are wanted.
+/// neither that nor futexes nor waits for devices are wanted.
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     if FUTEX_COUNTED.load() != 0 && ctx.arg::<u64>(1) as u32 == futex::NR {
         // SAFETY: the argument is that of the prototype above.
         unsafe { futex::enter(ctx.arg(0)) }
+    }
+    if SYNC_COUNTED.load() != 0 && sync::is_one(ctx.arg::<u64>(1) as u32) {
+        // SAFETY: the arguments are those of the prototype above.
+        unsafe { sync::enter(ctx.arg(0), ctx.arg::<u64>(1) as u32) }
     }
     if TIME_ONE_IN.load() == 0 {
         return 0;
@@ -159,7 +165,8 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         let mixed = (cgroup as u32).wrapping_mul(0x9E37_79B1) ^ nr.wrapping_mul(0x85EB_CA6B);
         if let Some(call) = place(cgroup, nr, mixed) {
-            let again = (*call).forks & u32::from(result == 0);
+            let kind = (*call).kind;
+            let again = kind & FORKS & u32::from(result == 0);
             (*call).calls += weight & u64::from(again).wrapping_sub(1);
             if result >= ERRORS {
                 let errno = 0_u32.wrapping_sub(result as u32);
@@ -168,7 +175,13 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
                 }
                 failed(cgroup, nr, errno, mixed, weight);
             }
+            if SYNC_COUNTED.load() != 0 && kind & WAITS != 0 {
+                sync::exit();
+            }
         } else {
+            if SYNC_COUNTED.load() != 0 && sync::is_one(nr) {
+                sync::exit();
+            }
             without_place(cgroup, nr, result, weight);
         }
     }
@@ -220,7 +233,13 @@ unsafe fn place(cgroup: u64, nr: u32, mixed: u32) -> Option<*mut Call> {
     // SAFETY: a free place of this CPU's table; the key comes last, for the reader.
     unsafe {
         (*free).nr = nr;
-        (*free).forks = u32::from(FORKS.contains(&nr));
+        (*free).kind = if FORK_CALLS.contains(&nr) {
+            FORKS
+        } else if sync::is_one(nr) {
+            WAITS
+        } else {
+            0
+        };
         (*free).calls = 0;
         (*free).errors = 0;
         (*free).cgroup = cgroup;
@@ -245,7 +264,7 @@ unsafe fn without_place(cgroup: u64, nr: u32, result: u64, weight: u64) {
     };
     // SAFETY: this CPU's counters.
     unsafe {
-        if result == 0 && FORKS.contains(&nr) {
+        if result == 0 && FORK_CALLS.contains(&nr) {
             return;
         }
         (*other).calls += weight;
