@@ -153,6 +153,7 @@ const BPF_COMMANDS: &[u64] = &[
     15, // BPF_OBJ_GET_INFO_BY_FD
     17, // BPF_RAW_TRACEPOINT_OPEN: of programs that were loaded and detached before
     21, // BPF_MAP_LOOKUP_AND_DELETE_ELEM
+    24, // BPF_MAP_LOOKUP_BATCH
     32, // BPF_ENABLE_STATS
 ];
 

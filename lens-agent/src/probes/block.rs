@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Holder, KernelReading, Probe, ProbeError, Setup,
+    batch::entries,
     keyed::{Strangers, empty},
     lengths::now_ns,
     mapped::Mapped,
@@ -196,7 +197,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
     }))
 }
 
-fn read_error(why: &aya::maps::MapError) -> ProbeError {
+fn read_error(why: &impl ToString) -> ProbeError {
     ProbeError::Read {
         probe: "block",
         why: why.to_string(),
@@ -271,8 +272,7 @@ impl Block {
 
     /// Adds the devices, and what has been written back to each.
     fn add_devices(&mut self, reading: &mut BlockReading) -> Result<(), ProbeError> {
-        for device in &self.devices {
-            let (number, bytes) = device.map_err(|why| read_error(&why))?;
+        for (number, bytes) in entries(&self.devices).map_err(|why| read_error(&why))? {
             let Some(device) = plain::<Device>(&bytes) else {
                 continue;
             };
@@ -302,8 +302,8 @@ impl Block {
     ) -> Result<u64, ProbeError> {
         let now = now_ns();
         let mut n = 0;
-        for flight in &self.flights {
-            let (_, [by, device, made_at, _]) = flight.map_err(|why| read_error(&why))?;
+        let flights = entries(&self.flights).map_err(|why| read_error(&why))?;
+        for (_, [by, device, made_at, _]) in flights {
             let age = now.saturating_sub(made_at);
             let name = DeviceNumber::from_kernel(device);
             let of_device = reading.devices.entry(name).or_default();

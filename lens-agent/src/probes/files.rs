@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DeviceNumber, KernelReading, KernelTypes, Probe, ProbeError, Setup,
+    batch::entries,
     lengths::{Lengths, Waits, now_ns},
     near::Near,
     object::{Losses, Object, Plan, bytes},
@@ -243,7 +244,7 @@ fn journal_constants(plan: &mut Plan<'_>, types: &KernelTypes) -> Result<(), Str
     Ok(())
 }
 
-fn read_error(why: &aya::maps::MapError) -> ProbeError {
+fn read_error(why: &impl ToString) -> ProbeError {
     ProbeError::Read {
         probe: "files",
         why: why.to_string(),
@@ -254,8 +255,7 @@ impl Files {
     fn devices(&self) -> Result<BTreeMap<DeviceNumber, FileDeviceCounters>, ProbeError> {
         let now = now_ns();
         let mut devices = BTreeMap::new();
-        for device in &self.devices {
-            let (number, bytes) = device.map_err(|why| read_error(&why))?;
+        for (number, bytes) in entries(&self.devices).map_err(|why| read_error(&why))? {
             if let Some(device) = plain::<FileDevice>(&bytes) {
                 let counters = FileDeviceCounters::new(&device, now);
                 devices.insert(DeviceNumber::from_kernel(number), counters);
@@ -306,12 +306,10 @@ impl Probe for Files {
 
     fn forget(&mut self) -> Result<(), ProbeError> {
         // A commit that was under way has ended, and its end was not seen.
-        let mut devices = Vec::new();
-        for device in &self.devices {
-            let (number, bytes) = device.map_err(|why| read_error(&why))?;
-            devices.extend(plain::<FileDevice>(&bytes).map(|device| (number, device)));
-        }
-        for (number, mut device) in devices {
+        for (number, bytes) in entries(&self.devices).map_err(|why| read_error(&why))? {
+            let Some(mut device) = plain::<FileDevice>(&bytes) else {
+                continue;
+            };
             (device.commit_at, device.locked_at) = (0, 0);
             let set = self.devices.insert(number, bytes_of(&device), 0);
             set.map_err(|why| read_error(&why))?;

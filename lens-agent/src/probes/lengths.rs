@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fill, ProbeError,
+    batch::entries,
     keyed::{Strangers, empty, take},
     mapped::Mapped,
     object::{Object, ObjectError, Plan},
@@ -106,15 +107,18 @@ impl Lengths {
             assert!(offset_of!(lengths::UnderWay, since) == 8);
             assert!(offset_of!(lengths::UnderWay, kind) == 16);
         }
+        let Some(under_way) = &self.under_way else {
+            return Ok(Vec::new());
+        };
         let now = now_ns();
-        let waits = self.under_way.iter().flat_map(HashMap::iter).map(|wait| {
-            let (_, [cgroup, since, kind, _]) = wait.map_err(|why| ProbeError::Read {
-                probe: self.probe,
-                why: format!("waits under way: {why}"),
-            })?;
-            Ok((cgroup, kind, now.saturating_sub(since)))
-        });
-        waits.collect()
+        let waits = entries(under_way).map_err(|why| ProbeError::Read {
+            probe: self.probe,
+            why: format!("waits under way: {why}"),
+        })?;
+        let waits = waits.into_iter();
+        Ok(waits
+            .map(|(_, [cgroup, since, kind, _])| (cgroup, kind, now.saturating_sub(since)))
+            .collect())
     }
 }
 

@@ -3,6 +3,7 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+mod batch;
 pub mod block;
 pub mod fault_stacks;
 pub mod files;
