@@ -36,7 +36,7 @@ impl Default for Config {
 
 /// Series at the most, in all and of one target.
 const SERIES_MAX: usize = 16_000;
-const SERIES_PER_TARGET: usize = 64;
+const SERIES_PER_TARGET: usize = 128;
 /// Readings in a row beyond the range before it is an anomaly.
 const STREAK: u32 = 2;
 /// The same while the baseline is borrowed.

@@ -38,7 +38,7 @@ pub(super) fn boot(kernel: &Kernel, disk: &Path, logs: &Logs) -> Result<()> {
     timeout.arg(LIMIT.as_secs().to_string()).arg(QEMU);
     timeout.args([
         "-accel",
-        "tcg,thread=multi",
+        "tcg,thread=single",
         "-cpu",
         "max",
         "-machine",

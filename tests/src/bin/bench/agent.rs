@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lens_agent::base::clock::{Clock as _, SystemClock};
-use lens_tests::{cgroup::Cgroup, http, running::Running, until_every};
+use lens_tests::{cgroup::Cgroup, http::ask, running::Running, until_every};
 use serde_json::{Value, json};
 
 use crate::table::markdown;
@@ -78,7 +78,7 @@ pub(crate) fn measure() -> Result<(String, Value)> {
     let state = tempfile::tempdir()?;
     let agent = Running::start(state.path(), &["--interval", INTERVAL])?;
     let pid = agent.pid();
-    let status = || -> Result<Value> { http::get(agent.addr, "/api/v1/status", &[])?.json() };
+    let status = || -> Result<Value> { ask(agent.addr, "/api/v1/status")?.json() };
     let ticks = || status().ok()?["ticks"].as_u64();
     let begun = ticks().context("the agent tells no ticks")?;
     crate::say("agent: the first readings");
