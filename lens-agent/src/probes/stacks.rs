@@ -1,0 +1,135 @@
+//! What an object has seen at which stacks, taken out at each reading; so its tables hold what came
+//! since the last one, and stacks that are still in use.
+
+use std::collections::BTreeSet;
+
+use aya::maps::{HashMap, MapData};
+use lens_common::stacks::{FRAMES, Place, Seen, Stack};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ProbeError,
+    object::{Object, ObjectError, Plan},
+};
+use crate::base::text;
+
+/// What was seen of one process at one place in its code and in the kernel's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackSample {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The process.
+    pub tgid: u32,
+    /// By what its address space is known again: see [`Place::space`].
+    pub space: u64,
+    /// The process's name.
+    pub comm: String,
+    /// How often.
+    pub samples: u64,
+    /// Time, where it was measured.
+    pub ns: u64,
+    /// Return addresses in user code, the innermost first.
+    pub user: Vec<u64>,
+    /// The same in the kernel.
+    pub kernel: Vec<u64>,
+}
+
+/// A [`Place`] and a [`Seen`] in words.
+const PLACE: usize = size_of::<Place>() / 8;
+const SEEN: usize = size_of::<Seen>() / 8;
+
+/// The maps of one object.
+#[derive(Debug)]
+pub(super) struct Stacks {
+    object: &'static str,
+    seen: HashMap<MapData, [u64; PLACE], [u64; SEEN]>,
+    frames: HashMap<MapData, u64, Stack>,
+    /// Stacks that the reading before found to be of no use. If they still are, they go; at first
+    /// they may just have been made.
+    unused: BTreeSet<u64>,
+}
+
+impl Stacks {
+    /// Says where the programs find what they need.
+    pub(super) fn plan(plan: &mut Plan<'_>) -> Result<(), ObjectError> {
+        plan.offset("TASK_TGID", "task_struct", "tgid")?;
+        plan.offset("TASK_LEADER", "task_struct", "group_leader")?;
+        plan.offset("TASK_COMM", "task_struct", "comm")?;
+        plan.offset("TASK_MM", "task_struct", "mm")?;
+        plan.offset("MM_START_STACK", "mm_struct", "start_stack")?;
+        Ok(())
+    }
+
+    /// Takes the maps, before the programs are loaded.
+    pub(super) fn of(object: &mut Object) -> Result<Self, ObjectError> {
+        let name = object.name();
+        let wrong = |why: aya::maps::MapError| ObjectError::Load {
+            object: name,
+            why: why.to_string(),
+        };
+        Ok(Self {
+            object: name,
+            seen: HashMap::try_from(object.take_map("SEEN")?).map_err(wrong)?,
+            frames: HashMap::try_from(object.take_map("STACKS")?).map_err(wrong)?,
+            unused: BTreeSet::new(),
+        })
+    }
+
+    /// Takes out what was seen since the last time, the most frequent first.
+    pub(super) fn take(&mut self) -> Result<Vec<StackSample>, ProbeError> {
+        let object = self.object;
+        let wrong = |why: aya::maps::MapError| ProbeError::Read {
+            probe: object,
+            why: format!("stacks: {why}"),
+        };
+        let places: Vec<_> = self.seen.keys().collect::<Result<_, _>>().map_err(wrong)?;
+        let mut found = Vec::new();
+        let mut used = BTreeSet::new();
+        for place in places {
+            let Ok(seen) = self.seen.get(&place, 0) else {
+                continue;
+            };
+            // What is seen between these two lines is lost: 99 times a second they would have to meet.
+            let _ = self.seen.remove(&place);
+            let [cgroup, tgid, space, user, kernel] = place;
+            let [samples, ns, comm @ ..] = seen;
+            used.extend([user, kernel]);
+            found.push(StackSample {
+                cgroup,
+                tgid: u32::try_from(tgid).unwrap_or_default(),
+                space,
+                comm: text::clean_bytes(comm.map(u64::to_ne_bytes).as_flattened()),
+                samples,
+                ns,
+                user: self.frames_of(user),
+                kernel: self.frames_of(kernel),
+            });
+        }
+        self.drop_unused(&used);
+        found.sort_by_key(|sample| std::cmp::Reverse((sample.ns, sample.samples)));
+        Ok(found)
+    }
+
+    /// None of a stack that went just when it came back; the next sample brings it again.
+    fn frames_of(&self, stack: u64) -> Vec<u64> {
+        if stack == 0 {
+            return Vec::new();
+        }
+        let frames = self.frames.get(&stack, 0).unwrap_or([0; FRAMES]);
+        frames.into_iter().take_while(|at| *at != 0).collect()
+    }
+
+    fn drop_unused(&mut self, used: &BTreeSet<u64>) {
+        let kept: Vec<u64> = self.frames.keys().flatten().collect();
+        let mut unused = BTreeSet::new();
+        for stack in kept.into_iter().filter(|stack| !used.contains(stack)) {
+            if self.unused.contains(&stack) {
+                // Whoever was there first.
+                let _ = self.frames.remove(&stack);
+            } else {
+                unused.insert(stack);
+            }
+        }
+        self.unused = unused;
+    }
+}

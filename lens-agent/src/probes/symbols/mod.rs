@@ -1,0 +1,16 @@
+//! Names of addresses: in the kernel ([`kernel`]), and in processes ([`stack`]) by their mappings
+//! ([`process`]), the symbols and debug information of their files, and what a compiler at run time
+//! tells in its perf map ([`perf_map`]).
+//!
+//! An address that has no name is told by file and offset, never by the name of what happens to lie
+//! before it.
+
+mod call;
+mod kernel;
+mod perf_map;
+mod process;
+mod stack;
+
+pub(super) use kernel::KernelSymbols;
+pub(super) use stack::Symbols;
+pub use stack::{Frame, NamedStack};
