@@ -35,7 +35,7 @@ pub const PACE_NS: u64 = 10_000_000;
 /// Stacks taken in that time, about; at two to five microseconds each this is half a percent to one of
 /// the CPU.
 pub const PACE_STACKS: u64 = 20;
-/// Stacks taken in that time at the most, however long the threads slept the time before.
+/// Stacks that are taken in that time because a thread's last sleep was a long one, at the most.
 pub const PACE_MOST: u64 = 80;
 
 /// A thread that sleeps, or has slept.
@@ -70,8 +70,12 @@ pub struct Pace {
     pub one_in: u64,
     /// Sleeps until the next one of them.
     pub left: u64,
+    /// What [`Pace::one_in`] was when that was drawn.
+    pub drawn: u64,
+    /// With so many taken, [`Pace::one_in`] doubles.
+    pub more: u64,
     /// Nothing: each CPU's on a cache line of its own.
-    pub apart: [u64; 3],
+    pub apart: u64,
 }
 
 counters!(ProfileSlot: 16, SleepSlot: 16);

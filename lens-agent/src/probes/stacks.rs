@@ -1,7 +1,7 @@
 //! What an object has seen at which stacks, taken out at each reading; so its tables hold what came
 //! since the last one, and stacks that are still in use.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{HashMap, MapData};
 use lens_common::stacks::{FRAMES, Place, Seen, Stack};
@@ -47,7 +47,12 @@ pub(super) struct Stacks {
     /// Stacks that the reading before found to be of no use. If they still are, they go; at first
     /// they may just have been made.
     unused: BTreeSet<u64>,
+    /// Stacks that went, where programs may still hold their keys.
+    gone: Option<BTreeMap<u64, Vec<u64>>>,
 }
+
+/// Stacks that are remembered; when there are more, they are forgotten.
+const REMEMBERED: usize = 1 << 16;
 
 impl Stacks {
     /// Says where the programs find what they need.
@@ -72,6 +77,15 @@ impl Stacks {
             seen: HashMap::try_from(object.take_map("SEEN")?).map_err(wrong)?,
             frames: HashMap::try_from(object.take_map("STACKS")?).map_err(wrong)?,
             unused: BTreeSet::new(),
+            gone: None,
+        })
+    }
+
+    /// The same for programs that hold keys of stacks for longer than a reading.
+    pub(super) fn remembering(object: &mut Object) -> Result<Self, ObjectError> {
+        Ok(Self {
+            gone: Some(BTreeMap::new()),
+            ..Self::of(object)?
         })
     }
 
@@ -116,7 +130,13 @@ impl Stacks {
             return Vec::new();
         }
         let frames = self.frames.get(&stack, 0).unwrap_or([0; FRAMES]);
-        frames.into_iter().take_while(|at| *at != 0).collect()
+        let frames: Vec<u64> = frames.into_iter().take_while(|at| *at != 0).collect();
+        if frames.is_empty()
+            && let Some(known) = self.gone.as_ref().and_then(|gone| gone.get(&stack))
+        {
+            return known.clone();
+        }
+        frames
     }
 
     fn drop_unused(&mut self, used: &BTreeSet<u64>) {
@@ -124,6 +144,13 @@ impl Stacks {
         let mut unused = BTreeSet::new();
         for stack in kept.into_iter().filter(|stack| !used.contains(stack)) {
             if self.unused.contains(&stack) {
+                let frames = self.gone.is_some().then(|| self.frames_of(stack));
+                if let Some((gone, frames)) = self.gone.as_mut().zip(frames) {
+                    if gone.len() >= REMEMBERED {
+                        gone.clear();
+                    }
+                    gone.insert(stack, frames);
+                }
                 // Whoever was there first.
                 let _ = self.frames.remove(&stack);
             } else {

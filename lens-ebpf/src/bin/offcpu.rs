@@ -153,20 +153,29 @@ unsafe fn weight_of(pace: *mut Pace, now: u64, was_long: bool) -> u64 {
             (*pace).since_ns = now;
             (*pace).sleeps = 0;
             (*pace).taken = 0;
+            (*pace).more = PACE_STACKS;
         }
         (*pace).sleeps += 1;
-        let weight = if was_long {
-            1
-        } else if is_due(&raw mut (*pace).left, (*pace).one_in as u32) {
-            (*pace).one_in
+        let mut weight = 0;
+        if was_long && (*pace).taken < PACE_MOST {
+            weight = 1;
         } else {
-            return 0;
-        };
-        if (*pace).taken >= PACE_MOST {
-            count(loss::STACKS);
-            return 0;
+            // As it was when the number of those in between was drawn.
+            let drawn = (*pace).drawn.max(1);
+            let one_in = (*pace).one_in as u32;
+            if is_due(&raw mut (*pace).left, one_in) {
+                (*pace).drawn = u64::from(one_in);
+                weight = drawn;
+            }
         }
-        (*pace).taken += 1;
+        if weight != 0 {
+            (*pace).taken += 1;
+            if (*pace).taken >= (*pace).more {
+                // There are many more of them than the time before.
+                (*pace).more += PACE_STACKS;
+                (*pace).one_in *= 2;
+            }
+        }
         weight
     }
 }
@@ -234,16 +243,15 @@ extern "C" fn asleep(ctx: *const TaskContext) -> i32 {
             weight: 0,
             was_long: 0,
         };
-        match SLEEPER.get_ptr(tid) {
-            Some(sleeper) => was = *sleeper,
-            None => {
-                let state: u32 = read(task, &TASK_STATE);
-                if state != 0
-                    && state & DEAD == 0
-                    && let Some(began) = BEGAN.get_ptr(0)
-                {
-                    was.since_ns = read_volatile(began);
-                }
+        if let Some(sleeper) = SLEEPER.get_ptr(tid) {
+            was = *sleeper;
+        } else {
+            let state: u32 = read(task, &TASK_STATE);
+            if state != 0
+                && state & DEAD == 0
+                && let Some(began) = BEGAN.get_ptr(0)
+            {
+                was.since_ns = read_volatile(began);
             }
         }
         if was.since_ns != 0 {

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use lens_common::{limits::SLOTS, profile::ProfileSlot};
 use lens_ebpf::{
-    per_cpu, stacks,
+    per_cpu, sample, stacks,
     target::{cgroup_of, slot_of},
     task::current,
 };
@@ -36,13 +36,15 @@ fn sampled(ctx: PerfEventContext) -> u32 {
         let Some(slot) = slot_of(cgroup) else {
             return 0;
         };
+        // The clock then beats the less often.
+        let times = sample::one_in().max(1);
         let kernel = STACK.kernel(ctx.as_ptr());
         let user = STACK.user(ctx.as_ptr());
         if let Some(slot) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) {
             if kernel.is_none() {
-                (*slot).user += 1;
+                (*slot).user += times;
             } else {
-                (*slot).kernel += 1;
+                (*slot).kernel += times;
             }
         }
         let place = stacks::place(
@@ -51,7 +53,7 @@ fn sampled(ctx: PerfEventContext) -> u32 {
             user.unwrap_or_default(),
             kernel.unwrap_or_default(),
         );
-        STACK.note(task, &place, 1, 0);
+        STACK.note(task, &place, times, 0);
     }
     0
 }

@@ -6,7 +6,7 @@
     reason = "functions in assembler, whose frames are known, and threads as bare as they come"
 )]
 
-use std::{arch::global_asm, hint::black_box, time::Duration};
+use std::{arch::global_asm, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use lens_agent::base::clock::{Clock as _, SystemClock};
@@ -57,12 +57,12 @@ global_asm!(
     "pop rbp",
     "ret",
     ".size profiled_bare, . - profiled_bare",
-    // Sleeps rsi nanoseconds: nanosleep of what lies on its stack.
+    // Sleeps rdi seconds and rsi nanoseconds: nanosleep of what lies on its stack.
     ".type profiled_nap, @function",
     "profiled_nap: push rbp",
     "mov rbp, rsp",
     "push rsi",
-    "push 0",
+    "push rdi",
     "mov rdi, rsp",
     "xor esi, esi",
     "mov eax, 35",
@@ -88,8 +88,9 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn profiled_outer(argument: *mut libc::c_void) -> *mut libc::c_void;
-    fn profiled_nap(unused: u64, ns: u64) -> u64;
+    // It reads what it is given, which every caller has.
+    safe fn profiled_outer(argument: *mut libc::c_void) -> *mut libc::c_void;
+    fn profiled_nap(secs: u64, ns: u64) -> i64;
     fn profiled_read(file: u64, to: *mut u8, bytes: u64) -> i64;
 }
 
@@ -99,7 +100,7 @@ fn main() -> Result<()> {
             "burn" => in_threads(0, line.number(1)?)?,
             "bare" => in_threads(1, line.number(1)?)?,
             "kernel" => kernel(line.number(1)?)?,
-            "nap" => nap(line.number(1)?, line.number(2)?),
+            "nap" => nap(line.number(1)?, line.number(2)?)?,
             "pid" => json!({ "pid": std::process::id() }),
             other => bail!("no such work: {other}"),
         })
@@ -160,13 +161,14 @@ fn kernel(millis: u64) -> Result<Value> {
 }
 
 /// Sleeps `times` times for so many microseconds.
-fn nap(times: u64, micros: u64) -> Value {
+fn nap(times: u64, micros: u64) -> Result<Value> {
     let mut slept = Duration::ZERO;
     for _ in 0..times {
         let start = SystemClock.now();
         // SAFETY: takes numbers, and touches nothing but its stack.
-        black_box(unsafe { profiled_nap(0, micros * 1000) });
+        let done = unsafe { profiled_nap(micros / 1_000_000, micros % 1_000_000 * 1000) };
+        ensure!(done == 0, "nanosleep: {done}");
         slept += SystemClock.now().since(&start);
     }
-    said(Duration::ZERO, slept)
+    Ok(said(Duration::ZERO, slept))
 }

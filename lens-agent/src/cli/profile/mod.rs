@@ -162,24 +162,31 @@ fn show(out: &mut Out, profile: &crate::api::Profile) -> Result<(), Trouble> {
     ))?;
     let row = |c: &CgroupProfile| {
         let percent = |ms: f64| format!("{:.1}", 100.0 * ms / c.time_ms.max(f64::MIN_POSITIVE));
-        vec![
+        let mut row = vec![
             c.cgroup.to_string(),
             number(c.time_ms),
             format!(
                 "{:.1}",
                 100.0 * c.time_ms / profile.time_ms.max(f64::MIN_POSITIVE)
             ),
-            percent(c.kernel_ms),
             percent(c.truncated_ms),
-        ]
+        ];
+        row.push(match profile.kind {
+            ProfileKind::Cpu => percent(c.kernel_ms),
+            ProfileKind::OffCpu => c.sleeps.unwrap_or_default().to_string(),
+        });
+        row
     };
     if !profile.cgroups.is_empty() {
         let head = [
             words("cgroup"),
             numbers("ms"),
             numbers("%"),
-            numbers("kernel %"),
             numbers("truncated %"),
+            numbers(match profile.kind {
+                ProfileKind::Cpu => "kernel %",
+                ProfileKind::OffCpu => "sleeps ended",
+            }),
         ];
         out.table(&head, profile.cgroups.iter().map(row).collect())?;
     }

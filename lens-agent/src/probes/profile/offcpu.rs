@@ -1,17 +1,17 @@
 //! The reader of the offcpu object.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
-use lens_common::profile::{Pace, SleepSlot};
+use lens_common::{loss::Counter, profile::SleepSlot};
 
-use super::super::{
+use crate::probes::{
     ObjectError, ProbeError, Setup,
+    mapped::Mapped,
     object::{Losses, Object, Plan, bytes},
     slots::Slots,
     stacks::{StackSample, Stacks},
     targets::cgroup_constants,
 };
-use crate::base::clock::{Clock as _, SystemClock};
 
 /// The object.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) struct OffCpu {
     pub(super) slots: Slots<SleepSlot>,
     stacks: Stacks,
     asleep: PathBuf,
+    began: Mapped<Counter>,
 }
 
 impl OffCpu {
@@ -36,12 +37,9 @@ impl OffCpu {
         Slots::<SleepSlot>::plan(&mut plan);
         plan.per_cpu("PACE", 1);
         let mut object = plan.load()?;
-        let stacks = Stacks::of(&mut object)?;
-        let _: super::super::mapped::Mapped<Pace> = object.mapped("PACE", 1)?;
-        let began = object.mapped_once::<lens_common::loss::Counter>("BEGAN", 1)?;
+        let stacks = Stacks::remembering(&mut object)?;
+        let began = object.mapped_once("BEGAN", 1)?;
         let asleep = object.pin_iterator("asleep", "task", types, setup.pins)?;
-        let now = u64::try_from(SystemClock.now().mono.as_nanos()).unwrap_or_default();
-        began.set(0, 0, lens_common::loss::Counter(now));
         object.attach("sched_switch", types)?;
         Ok(Self {
             losses: Losses::of(&object)?,
@@ -49,7 +47,14 @@ impl OffCpu {
             stacks,
             object,
             asleep,
+            began,
         })
+    }
+
+    /// Says when it began.
+    pub(super) fn begin(&self, at: Duration) {
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        self.began.set(0, 0, Counter(at));
     }
 
     /// What has ended since the last time.

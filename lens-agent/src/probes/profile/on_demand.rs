@@ -159,6 +159,9 @@ pub fn profile(
     drop(types);
     probes::give_memory_back();
     let began = now();
+    if let Source::OffCpu(off_cpu) = &source {
+        off_cpu.begin(began);
+    }
     let mut taking = Taking {
         targets,
         source,
@@ -175,8 +178,8 @@ pub fn profile(
         let taken = taking.source.take()?;
         taking.add(taken);
     }
-    let elapsed = now().saturating_sub(began);
     let last = taking.source.end()?;
+    let elapsed = now().saturating_sub(began);
     taking.add(last);
     Ok(taking.finish(request.kind, elapsed))
 }

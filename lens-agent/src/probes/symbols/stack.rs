@@ -66,6 +66,8 @@ const STARTS: &[&str] = &[
     "clone3",
     "start_thread",
     "thread_start",
+    "lang_start",
+    "lang_start_internal",
     "execute_native_thread_routine",
     "thread_native_entry",
     "runtime.goexit",
