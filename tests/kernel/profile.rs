@@ -3,13 +3,12 @@
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
+    io::{BufRead as _, BufReader, Write as _},
+    os::{fd::AsFd as _, unix::net::UnixStream},
     process::{Command, Stdio},
     sync::mpsc,
     time::Duration,
 };
-
-use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::probes::{
@@ -453,5 +452,76 @@ fn the_command_shows_and_writes_what_it_saw() -> Result<()> {
     let wrong = run(&["--output", "/tmp/a.png"])?;
     ensure!(wrong.code == Some(64), "{wrong:?}");
     drop(work);
+    Ok(())
+}
+
+#[test]
+fn a_closed_process_has_stacks_named_by_its_child_only() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("closed")?;
+    let mut work = Work::of(PROGRAM, &cgroup)?;
+    let kept = tempfile::tempdir()?;
+    let mut closed = Command::new(env!("CARGO_BIN_EXE_closed_namer"))
+        .arg(kept.path())
+        .arg(cgroup.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(closed.stdout.take().context("no output")?).lines();
+    let ready = lines.next().context("it has ended")??;
+    assert_eq!(ready, "ready");
+    work.run("burn 500")?;
+    work.run("kernel 500")?;
+    writeln!(closed.stdin.take().context("no input")?)?;
+    let said = lines.next().context("it has ended")??;
+    assert!(closed.wait()?.success());
+    work.end()?;
+    let said: Value = serde_json::from_str(&said)?;
+    let chain = ["profiled_outer", "profiled_middle", "profiled_inner"];
+    let has_names = |stack: &Value| {
+        let names = stack["names"].as_array().map(Vec::as_slice);
+        names.is_some_and(|names| names.windows(3).any(|w| w == chain))
+    };
+    let rows = |who: &str| said[who].as_array().cloned().unwrap_or_default();
+    ensure!(rows("by_child").iter().any(has_names), "{said}");
+    ensure!(
+        rows("itself").iter().all(|stack| stack["gone"] == true),
+        "{said}"
+    );
+    let kib = |who: &str, i: usize| said[who][i].as_u64().context("no number");
+    println!(
+        "anonymous KiB: agent {} -> {}, child {} -> at most {} with files -> {}",
+        kib("own_kib", 0)?,
+        kib("own_kib", 1)?,
+        kib("child_kib", 0)?,
+        kib("child_kib", 1)?,
+        kib("child_kib", 2)?
+    );
+    ensure!(kib("own_kib", 1)? < kib("own_kib", 0)? + 1024, "{said}");
+    // What naming took has been given back: the list of the kernel's symbols alone is more.
+    let (before, most, after) = (
+        kib("child_kib", 0)?,
+        kib("child_kib", 1)?,
+        kib("child_kib", 2)?,
+    );
+    ensure!(most > before + 8192 && after < before + 4096, "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_child_that_names_can_change_nothing() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let said = Command::new(env!("CARGO_BIN_EXE_closed_namer"))
+        .arg("doors")
+        .env("TMPDIR", dir.path())
+        .output()?;
+    let said: Value = serde_json::from_slice(&said.stdout)
+        .with_context(|| String::from_utf8_lossy(&said.stderr).into_owned())?;
+    assert_eq!(said, serde_json::json!({ "closed_before": [], "open": [] }));
     Ok(())
 }

@@ -76,7 +76,7 @@ pub use self::{
     reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
     stacks::StackSample,
-    symbols::{Frame, NamedStack},
+    symbols::{Frame, NamedStack, name_stacks},
     syncs::{SyncCounters, SyncReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},

@@ -1,15 +1,19 @@
 //! What an object has seen at which stacks, taken out at each reading; so its tables hold what came
 //! since the last one, and stacks that are still in use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use aya::maps::{HashMap, MapData};
 use lens_common::stacks::{FRAMES, Place, Seen, Stack};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ProbeError,
+    NamedSample, NamedStack, ProbeError,
     object::{Object, ObjectError, Plan},
+    profile::PERIOD_NS,
 };
 use crate::base::text;
 
@@ -32,6 +36,20 @@ pub struct StackSample {
     pub user: Vec<u64>,
     /// The same in the kernel.
     pub kernel: Vec<u64>,
+}
+
+impl StackSample {
+    /// The same of CPU time, with names.
+    pub fn named(&self, cgroup: Arc<str>, stack: NamedStack) -> NamedSample {
+        NamedSample {
+            cgroup,
+            tgid: self.tgid,
+            comm: self.comm.as_str().into(),
+            times: self.samples,
+            ns: self.samples * PERIOD_NS,
+            stack,
+        }
+    }
 }
 
 /// A [`Place`] and a [`Seen`] in words.

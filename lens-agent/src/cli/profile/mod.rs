@@ -231,17 +231,15 @@ fn show_stack(out: &mut Out, cgroup: &CgroupProfile, stack: &StackTime) -> Resul
 }
 
 fn told(frame: &Frame) -> String {
-    let mut text = frame.name.to_string();
-    if frame.kernel {
-        text.push_str(" [kernel]");
+    let what = match (frame.kernel, frame.inlined) {
+        (true, _) => " [kernel]",
+        (_, true) => " [inlined]",
+        _ => "",
+    };
+    match (&frame.file, frame.line) {
+        (Some(file), Some(line)) => format!("{}{what}  {file}:{line}", frame.name),
+        _ => format!("{}{what}", frame.name),
     }
-    if frame.inlined {
-        text.push_str(" [inlined]");
-    }
-    if let (Some(file), Some(line)) = (&frame.file, frame.line) {
-        text.push_str(&format!("  {file}:{line}"));
-    }
-    text
 }
 
 #[cfg(test)]

@@ -11,6 +11,14 @@ mod perf_map;
 mod process;
 mod stack;
 
+/// Names the stacks of these samples, one by one, without source files and lines. Takes tens of
+/// megabytes for a moment.
+pub fn name_stacks(samples: &[super::StackSample]) -> Vec<NamedStack> {
+    let mut symbols = Symbols::default();
+    symbols.meet(samples);
+    symbols.name(samples)
+}
+
 pub(super) use kernel::KernelSymbols;
 pub(super) use stack::Symbols;
 pub use stack::{Frame, NamedStack};
