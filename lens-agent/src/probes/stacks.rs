@@ -62,8 +62,9 @@ pub(super) struct Stacks {
     object: &'static str,
     seen: HashMap<MapData, [u64; PLACE], [u64; SEEN]>,
     frames: HashMap<MapData, u64, Stack>,
-    /// Stacks that the reading before found to be of no use. If they still are, they go; at first
-    /// they may just have been made.
+    /// Stacks that were of use since they were last looked through.
+    used: BTreeSet<u64>,
+    /// Stacks that were of none then. If they still are, they go; at first they may just have been made.
     unused: BTreeSet<u64>,
     /// Stacks that went, where programs may still hold their keys.
     gone: Option<BTreeMap<u64, Vec<u64>>>,
@@ -94,6 +95,7 @@ impl Stacks {
             object: name,
             seen: HashMap::try_from(object.take_map("SEEN")?).map_err(wrong)?,
             frames: HashMap::try_from(object.take_map("STACKS")?).map_err(wrong)?,
+            used: BTreeSet::new(),
             unused: BTreeSet::new(),
             gone: None,
         })
@@ -107,8 +109,16 @@ impl Stacks {
         })
     }
 
-    /// Takes out what was seen since the last time, the most frequent first.
+    /// Takes out what was seen since the last time, the most frequent first, and stacks that are of no use
+    /// any more.
     pub(super) fn take(&mut self) -> Result<Vec<StackSample>, ProbeError> {
+        let found = self.take_seen()?;
+        self.drop_unused();
+        Ok(found)
+    }
+
+    /// The same, but all stacks stay.
+    pub(super) fn take_seen(&mut self) -> Result<Vec<StackSample>, ProbeError> {
         let object = self.object;
         let wrong = |why: aya::maps::MapError| ProbeError::Read {
             probe: object,
@@ -116,7 +126,6 @@ impl Stacks {
         };
         let places: Vec<_> = self.seen.keys().collect::<Result<_, _>>().map_err(wrong)?;
         let mut found = Vec::new();
-        let mut used = BTreeSet::new();
         for place in places {
             let Ok(seen) = self.seen.get(&place, 0) else {
                 continue;
@@ -125,7 +134,7 @@ impl Stacks {
             let _ = self.seen.remove(&place);
             let [cgroup, tgid, space, user, kernel] = place;
             let [samples, ns, comm @ ..] = seen;
-            used.extend([user, kernel]);
+            self.used.extend([user, kernel]);
             found.push(StackSample {
                 cgroup,
                 tgid: u32::try_from(tgid).unwrap_or_default(),
@@ -137,7 +146,6 @@ impl Stacks {
                 kernel: self.frames_of(kernel),
             });
         }
-        self.drop_unused(&used);
         found.sort_by_key(|sample| std::cmp::Reverse((sample.ns, sample.samples)));
         Ok(found)
     }
@@ -157,7 +165,8 @@ impl Stacks {
         frames
     }
 
-    fn drop_unused(&mut self, used: &BTreeSet<u64>) {
+    fn drop_unused(&mut self) {
+        let used = std::mem::take(&mut self.used);
         let kept: Vec<u64> = self.frames.keys().flatten().collect();
         let mut unused = BTreeSet::new();
         for stack in kept.into_iter().filter(|stack| !used.contains(stack)) {

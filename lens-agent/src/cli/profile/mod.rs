@@ -31,8 +31,9 @@ use crate::{
 /// `--off-cpu` that which threads sleep until they run again.
 ///
 /// Stacks are followed by frame pointers. Of code without them the callers are not known: its
-/// stacks are marked as truncated, and no names are guessed. The process needs to live until its
-/// stacks are looked at, half a second at most.
+/// stacks are marked as truncated, and no names are guessed. Where only the innermost function has
+/// none, its caller is left out, and nothing tells. A process that ends within 50 ms of its first
+/// sample is shown as `[gone]`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Profile {
     /// How long to look

@@ -19,7 +19,7 @@ pub(super) struct OffCpu {
     object: Object,
     pub(super) losses: Losses,
     pub(super) slots: Slots<SleepSlot>,
-    stacks: Stacks,
+    pub(super) stacks: Stacks,
     asleep: PathBuf,
     began: Mapped<Counter>,
 }
@@ -55,11 +55,6 @@ impl OffCpu {
     pub(super) fn begin(&self, at: Duration) {
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         self.began.set(0, 0, Counter(at));
-    }
-
-    /// What has ended since the last time.
-    pub(super) fn take(&mut self) -> Result<Vec<StackSample>, ProbeError> {
-        self.stacks.take()
     }
 
     /// Ends it, and charges what is still under way.

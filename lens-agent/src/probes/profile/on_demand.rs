@@ -28,8 +28,10 @@ use crate::{
 
 /// The longest profile.
 const LONGEST: Duration = Duration::from_mins(10);
-/// How often the tables are emptied.
-const STEP: Duration = Duration::from_millis(500);
+/// How often what was seen is taken out: a process that lives for longer is met.
+const STEP: Duration = Duration::from_millis(50);
+/// Every so many of these stacks that are of no use are dropped, and processes looked at again.
+const SWEEP: u32 = 10;
 /// Places that are kept; others are counted as lost.
 const PLACES: usize = 1 << 16;
 
@@ -171,16 +173,17 @@ pub fn profile(
     };
     attached();
     let end = began + request.span;
-    while now() < end {
-        if sleep(stop, end.min(now() + STEP)).map_err(system("cannot wait"))? {
+    for step in 1_u32.. {
+        if now() >= end || sleep(stop, end.min(now() + STEP)).map_err(system("cannot wait"))? {
             break;
         }
-        let taken = taking.source.take()?;
-        taking.add(taken);
+        let sweep = step.is_multiple_of(SWEEP);
+        let taken = taking.source.take(sweep)?;
+        taking.add(taken, sweep);
     }
     let last = taking.source.end()?;
     let elapsed = now().saturating_sub(began);
-    taking.add(last);
+    taking.add(last, true);
     Ok(taking.finish(request.kind, elapsed))
 }
 
@@ -191,10 +194,15 @@ enum Source {
 }
 
 impl Source {
-    fn take(&mut self) -> Result<Vec<StackSample>, ProbeError> {
-        match self {
-            Self::Cpu(sampler) => sampler.stacks.take(),
-            Self::OffCpu(off_cpu) => off_cpu.take(),
+    fn take(&mut self, sweep: bool) -> Result<Vec<StackSample>, ProbeError> {
+        let stacks = match self {
+            Self::Cpu(sampler) => &mut sampler.stacks,
+            Self::OffCpu(off_cpu) => &mut off_cpu.stacks,
+        };
+        if sweep {
+            stacks.take()
+        } else {
+            stacks.take_seen()
         }
     }
 
@@ -243,9 +251,9 @@ struct Taking {
 }
 
 impl Taking {
-    fn add(&mut self, taken: Vec<StackSample>) {
+    fn add(&mut self, taken: Vec<StackSample>, sweep: bool) {
         self.targets.update();
-        self.symbols.meet(&taken);
+        self.symbols.meet(&taken, sweep);
         for sample in taken {
             let key = (
                 sample.cgroup,
@@ -263,8 +271,11 @@ impl Taking {
                 self.beyond += sample.samples;
             }
         }
-        let source = &self.source;
-        self.targets.settle(|slot| source.clear(slot));
+        // Slots change hands no sooner than two sweeps later.
+        if sweep {
+            let source = &self.source;
+            self.targets.settle(|slot| source.clear(slot));
+        }
     }
 
     fn finish(mut self, kind: ProfileKind, elapsed: Duration) -> Profiled {

@@ -15,7 +15,7 @@ mod stack;
 /// megabytes for a moment.
 pub fn name_stacks(samples: &[super::StackSample]) -> Vec<NamedStack> {
     let mut symbols = Symbols::default();
-    symbols.meet(samples);
+    symbols.meet(samples, true);
     symbols.name(samples)
 }
 

@@ -122,14 +122,18 @@ impl Symbols {
         }
     }
 
-    /// Looks at the processes of these samples, while they live: what is mapped now.
-    pub(in crate::probes) fn meet(&mut self, samples: &[StackSample]) {
+    /// Looks at the processes of these samples, while they live: what is mapped now. At those that it
+    /// knows already only if `again` is true.
+    pub(in crate::probes) fn meet(&mut self, samples: &[StackSample], again: bool) {
         let processes: BTreeSet<_> = samples
             .iter()
             .filter(|sample| sample.space != 0)
             .map(|sample| (sample.tgid, sample.space))
             .collect();
         for (tgid, space) in processes {
+            if !again && self.processes.contains_key(&(tgid, space)) {
+                continue;
+            }
             if let Some(now) = Process::look(tgid, space, &mut self.files) {
                 self.processes.insert((tgid, space), now);
             }
