@@ -90,18 +90,16 @@ impl Events {
 }
 
 fn open(event: Event, cpu: u32) -> io::Result<OwnedFd> {
+    let (config, period, flags) = match event {
+        Event::MajorFault => (MAJOR_FAULTS, 1, 0),
+        Event::Clock(ns) => (CPU_CLOCK, ns, EXCLUDE_IDLE),
+    };
     let attr = Attr {
         kind: SOFTWARE,
         size: 64,
-        config: match event {
-            Event::MajorFault => MAJOR_FAULTS,
-            Event::Clock(_) => CPU_CLOCK,
-        },
-        period: match event {
-            Event::MajorFault => 1,
-            Event::Clock(ns) => ns,
-        },
-        flags: EXCLUDE_IDLE,
+        config,
+        period,
+        flags,
         ..Attr::default()
     };
     let (everybody, no_group) = (-1, -1);

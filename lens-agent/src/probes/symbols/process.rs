@@ -188,9 +188,10 @@ fn perf_map(pid: u32) -> Option<Opened> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("NStgid:"));
     let own = line?.split_ascii_whitespace().next_back()?;
-    let path = format!("/proc/{pid}/root/tmp/perf-{own}.map");
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let path = root.join("tmp").join(format!("perf-{own}.map"));
     // A link would be followed from this process's root.
-    Opened::regular(Path::new(&path), libc::O_NOFOLLOW)
+    Opened::regular(&path, libc::O_NOFOLLOW)
 }
 
 /// Field 28 of `/proc/PID/stat`: `mm->start_stack`.
