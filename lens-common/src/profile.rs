@@ -54,6 +54,8 @@ pub struct Sleeper {
     pub weight: u64,
     /// Whether its last sleep was a long one: 0 or 1.
     pub was_long: u64,
+    /// The CPU time that it had had when it went to sleep.
+    pub ran_ns: u64,
 }
 
 /// How many sleeps begin on one CPU.
@@ -79,4 +81,4 @@ pub struct Pace {
 }
 
 counters!(ProfileSlot: 16, SleepSlot: 16);
-plain!(Sleeper: 48, Pace: 64);
+plain!(Sleeper: 56, Pace: 64);

@@ -222,13 +222,14 @@ fn sleeps_are_charged_to_where_they_are_slept() -> Result<()> {
             );
             assert_eq!(times, sleeps);
         } else {
-            // By chance, and right on average.
+            // By chance, and right on average. Of those that a busy machine made long not all have
+            // a user stack; their time is charged all the same.
             let exact_ms = exact_ns as f64 / 1e6;
-            assert!(
-                (charged / exact_ms - 1.0).abs() < 0.15,
-                "{charged} {exact_ms}"
-            );
-            assert!((times as f64 / sleeps as f64 - 1.0).abs() < 0.15, "{times}");
+            let all = profiled.samples.iter().map(|s| s.ns).sum::<u64>() as f64 / 1e6;
+            println!("{all:.1} ms charged in all");
+            assert!((all / exact_ms - 1.0).abs() < 0.1, "{all} {exact_ms}");
+            assert!(charged > exact_ms / 2.0, "{charged} {exact_ms}");
+            assert!((times as f64 / sleeps as f64 - 1.0).abs() < 0.1, "{times}");
         }
     }
     work.end()
@@ -266,9 +267,9 @@ fn a_process_that_is_gone_has_no_names_or_its_own() -> Result<()> {
     let cgroup = Cgroup::new("gone")?;
     let (profiled, pids) = profiled(ProfileKind::Cpu, &cgroup, || {
         let mut pids = Vec::new();
-        for _ in 0..12 {
+        for _ in 0..40 {
             let mut work = Work::of(PROGRAM, &cgroup)?;
-            work.run("burn 60")?;
+            work.run("burn 10")?;
             pids.push(work.pid());
             work.end()?;
         }

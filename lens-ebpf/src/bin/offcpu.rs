@@ -57,6 +57,8 @@ offsets! {
     TASK_PID,
     /// `task_struct.__state`
     TASK_STATE,
+    /// `task_struct.se.sum_exec_runtime`
+    TASK_RAN,
 }
 
 /// `TASK_DEAD`
@@ -78,7 +80,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             && let Some(sleeper) = SLEEPER.get_ptr_mut(next_tid)
             && (*sleeper).since_ns != 0
         {
-            ended(next, sleeper, now);
+            ended(next, sleeper, now, true);
         }
         let prev_tid: u32 = read(prev, &TASK_PID);
         if prev_tid == 0 || preempt & 1 != 0 || state == 0 {
@@ -112,6 +114,14 @@ unsafe fn begins(ctx: *mut c_void, task: *const u8, tid: u32, now: u64) {
         let Some(pace) = PACE.get_ptr_mut(per_cpu::cpu()) else {
             return;
         };
+        let ran: u64 = read(task, &TASK_RAN);
+        if (*sleeper).since_ns != 0 {
+            // It has come unseen: some kernels do not fire the tracepoint on every switch. What it did not
+            // run since then it slept, or waited.
+            let ran_for = ran.wrapping_sub((*sleeper).ran_ns);
+            ended(task, sleeper, now.wrapping_sub(ran_for), false);
+        }
+        (*sleeper).ran_ns = ran;
         let weight = weight_of(pace, now, (*sleeper).was_long != 0);
         (*sleeper).weight = weight;
         (*sleeper).cgroup = cgroup;
@@ -135,6 +145,7 @@ fn sleeper_of(tid: u32) -> Option<*mut Sleeper> {
         kernel: 0,
         weight: 0,
         was_long: 0,
+        ran_ns: 0,
     };
     let _ = SLEEPER.insert(tid, none, u64::from(BPF_NOEXIST));
     SLEEPER.get_ptr_mut(tid)
@@ -180,9 +191,9 @@ unsafe fn weight_of(pace: *mut Pace, now: u64, was_long: bool) -> u64 {
     }
 }
 
-/// `task` runs again.
+/// `task` ran again at `now`; `is_asleep` if its stack is still the one on which it slept.
 #[inline(always)]
-unsafe fn ended(task: *const u8, sleeper: *mut Sleeper, now: u64) {
+unsafe fn ended(task: *const u8, sleeper: *mut Sleeper, now: u64, is_asleep: bool) {
     // SAFETY: `task` is the program's; this CPU's counters.
     unsafe {
         let ns = now.wrapping_sub((*sleeper).since_ns);
@@ -196,13 +207,13 @@ unsafe fn ended(task: *const u8, sleeper: *mut Sleeper, now: u64) {
             (*slot).sleeps += 1;
             (*slot).ns += ns;
         }
-        charge(task, &was, ns);
+        charge(task, &was, ns, is_asleep);
     }
 }
 
-/// Charges a sleep of `ns` to where it was slept.
+/// Charges a sleep of `ns` to where it was slept; `is_asleep` as in [`ended`].
 #[inline(always)]
-unsafe fn charge(task: *const u8, sleeper: &Sleeper, ns: u64) {
+unsafe fn charge(task: *const u8, sleeper: &Sleeper, ns: u64, is_asleep: bool) {
     let times = if ns >= LONG_NS { 1 } else { sleeper.weight };
     if times == 0 {
         return;
@@ -211,6 +222,8 @@ unsafe fn charge(task: *const u8, sleeper: &Sleeper, ns: u64) {
     unsafe {
         let (user, kernel) = if sleeper.weight != 0 {
             (sleeper.user, sleeper.kernel)
+        } else if !is_asleep {
+            (0, 0)
         } else {
             (0, STACK.kernel_of(task).unwrap_or_default())
         };
@@ -242,6 +255,7 @@ extern "C" fn asleep(ctx: *const TaskContext) -> i32 {
             kernel: 0,
             weight: 0,
             was_long: 0,
+            ran_ns: 0,
         };
         if let Some(sleeper) = SLEEPER.get_ptr(tid) {
             was = *sleeper;
@@ -255,7 +269,7 @@ extern "C" fn asleep(ctx: *const TaskContext) -> i32 {
             }
         }
         if was.since_ns != 0 {
-            charge(task, &was, clock::now().wrapping_sub(was.since_ns));
+            charge(task, &was, clock::now().wrapping_sub(was.since_ns), true);
         }
     }
     0

@@ -33,6 +33,7 @@ impl OffCpu {
         plan.offset("TASK_PID", "task_struct", "pid")?;
         plan.offset("TASK_STATE", "task_struct", "__state")?;
         plan.offset("TASK_FLAGS", "task_struct", "flags")?;
+        plan.offset("TASK_RAN", "task_struct", "se.sum_exec_runtime")?;
         Stacks::plan(&mut plan)?;
         Slots::<SleepSlot>::plan(&mut plan);
         plan.per_cpu("PACE", 1);
