@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST, task_struct},
     helpers::generated::{bpf_get_stack, bpf_get_task_stack},
-    maps::{HashMap, PerCpuArray},
+    maps::{Array, HashMap},
 };
 use lens_common::{
     loss,
@@ -18,7 +18,7 @@ use crate::{
     atomic,
     field::read,
     loss::count,
-    offsets,
+    offsets, per_cpu,
     task::{TASK_LEADER, TASK_MM, TASK_TGID, comm_of},
 };
 
@@ -28,8 +28,8 @@ use crate::{
 pub struct Stacks {
     /// Stacks by their keys.
     pub frames: &'static HashMap<u64, Stack>,
-    /// Where a stack is put together: too big for a program's own.
-    pub scratch: &'static PerCpuArray<Stack>,
+    /// Where each CPU puts a stack together: too big for a program's own.
+    pub scratch: &'static Array<Stack>,
     /// What was seen where.
     pub seen: &'static HashMap<Place, Seen>,
 }
@@ -42,8 +42,8 @@ macro_rules! stacks {
         static STACKS: aya_ebpf::maps::HashMap<u64, lens_common::stacks::Stack> =
             aya_ebpf::maps::HashMap::with_max_entries(lens_common::limits::STACKS, 0);
         #[aya_ebpf::macros::map]
-        static STACK_SCRATCH: aya_ebpf::maps::PerCpuArray<lens_common::stacks::Stack> =
-            aya_ebpf::maps::PerCpuArray::with_max_entries(1, 0);
+        static STACK_SCRATCH: aya_ebpf::maps::Array<lens_common::stacks::Stack> =
+            aya_ebpf::maps::Array::with_max_entries(1, 0);
         #[aya_ebpf::macros::map]
         static SEEN: aya_ebpf::maps::HashMap<
             lens_common::stacks::Place,
@@ -108,7 +108,7 @@ impl Stacks {
 
     #[inline(always)]
     unsafe fn of_current(&self, ctx: *mut c_void, flags: u64) -> Option<u64> {
-        let scratch = self.scratch.get_ptr_mut(0)?;
+        let scratch = self.scratch.get_ptr_mut(per_cpu::cpu())?;
         // SAFETY: the helper is given as many bytes as there are, and fills all of them.
         unsafe {
             let got = bpf_get_stack(
@@ -128,7 +128,7 @@ impl Stacks {
     /// `task` is a typed pointer to a `task_struct`; and as for [`Stacks::user`].
     #[inline(always)]
     pub unsafe fn kernel_of(&self, task: *const u8) -> Option<u64> {
-        let scratch = self.scratch.get_ptr_mut(0)?;
+        let scratch = self.scratch.get_ptr_mut(per_cpu::cpu())?;
         // SAFETY: by the caller; the helper is given as many bytes as there are, and fills all of them.
         unsafe {
             let got = bpf_get_task_stack(

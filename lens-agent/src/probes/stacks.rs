@@ -81,6 +81,7 @@ impl Stacks {
         plan.offset("TASK_COMM", "task_struct", "comm")?;
         plan.offset("TASK_MM", "task_struct", "mm")?;
         plan.offset("MM_START_STACK", "mm_struct", "start_stack")?;
+        plan.per_cpu("STACK_SCRATCH", 1);
         Ok(())
     }
 

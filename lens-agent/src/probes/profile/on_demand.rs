@@ -141,7 +141,7 @@ pub fn profile(
     let system = |what| move |why| ProfileError::System { what, why };
     let types = KernelTypes::of_running_kernel()?;
     let pins = Pins::new().map_err(system("cannot make a BPF file system to share maps in"))?;
-    let machine = Machine::new(None).map_err(system("cannot tell the number of CPUs"))?;
+    let machine = Machine::new(None, None).map_err(system("cannot tell the number of CPUs"))?;
     let globs = Globs::new(&request.cgroups)?;
     let targets = Targets::start(&types, &pins, &machine, watched, globs)?;
     if let Some(glob) = targets.unmatched().first() {
