@@ -117,7 +117,7 @@ fn functions_are_in_their_order_as_often_as_they_ran() -> Result<()> {
     let mut other = Work::of(PROGRAM, &neighbour)?;
     let (profiled, cpu_ms) = profiled(ProfileKind::Cpu, &cgroup, || {
         other.begin("burn 1000")?;
-        let said = work.run("burn 3000")?;
+        let said = work.run("burn 6000")?;
         other.finish()?;
         ms(&said, "cpu_ms")
     })?;
@@ -369,16 +369,18 @@ fn the_probe_counts_always_or_one_in_four_or_nothing() -> Result<()> {
     let mut work = Work::of(PROGRAM, &cgroup)?;
     let mut other = Work::of(PROGRAM, &outside)?;
     other.run("burn 200")?;
+    // Beside others on the same CPUs it is by chance how many of its beats fall on this load: a few
+    // percent of so many.
     for (to, wanted, tolerance) in [
-        (0, None, 0.1),
-        (1, Some(Reduction::Sampled(4)), 0.2),
+        (0, None, 0.15),
+        (1, Some(Reduction::Sampled(4)), 0.3),
         (2, Some(Reduction::Detached), 0.0),
-        (0, None, 0.1),
+        (0, None, 0.15),
     ] {
         nest.probes.reduce("profile", to);
         assert_eq!(nest.probes.reductions("profile").last(), wanted.as_ref());
         let before = counters(&mut nest, &cgroup).unwrap_or_default();
-        let cpu_ms = ms(&work.run("burn 2000")?, "cpu_ms")?;
+        let cpu_ms = ms(&work.run("burn 4000")?, "cpu_ms")?;
         if wanted == Some(Reduction::Detached) {
             assert!(counters(&mut nest, &cgroup).is_err(), "it still counts");
             continue;
