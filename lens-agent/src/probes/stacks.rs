@@ -66,7 +66,7 @@ pub(super) struct Stacks {
     used: BTreeSet<u64>,
     /// Stacks that were of none then. If they still are, they go; at first they may just have been made.
     unused: BTreeSet<u64>,
-    /// Stacks that went, where programs may still hold their keys.
+    /// Stacks that were taken out, where programs may still hold their keys.
     gone: Option<BTreeMap<u64, Vec<u64>>>,
 }
 
@@ -102,7 +102,8 @@ impl Stacks {
         })
     }
 
-    /// The same for programs that hold keys of stacks for longer than a reading.
+    /// The same for programs that hold keys of stacks for longer than a reading, and that may take very
+    /// many of them: stacks are taken out at each reading, and remembered here.
     pub(super) fn remembering(object: &mut Object) -> Result<Self, ObjectError> {
         Ok(Self {
             gone: Some(BTreeMap::new()),
@@ -125,6 +126,7 @@ impl Stacks {
             probe: object,
             why: format!("stacks: {why}"),
         };
+        self.take_stacks();
         let places: Vec<_> = self.seen.keys().collect::<Result<_, _>>().map_err(wrong)?;
         let mut found = Vec::new();
         for place in places {
@@ -156,14 +158,28 @@ impl Stacks {
         if stack == 0 {
             return Vec::new();
         }
-        let frames = self.frames.get(&stack, 0).unwrap_or([0; FRAMES]);
-        let frames: Vec<u64> = frames.into_iter().take_while(|at| *at != 0).collect();
-        if frames.is_empty()
-            && let Some(known) = self.gone.as_ref().and_then(|gone| gone.get(&stack))
-        {
+        if let Some(known) = self.gone.as_ref().and_then(|gone| gone.get(&stack)) {
             return known.clone();
         }
-        frames
+        let frames = self.frames.get(&stack, 0).unwrap_or([0; FRAMES]);
+        frames.into_iter().take_while(|at| *at != 0).collect()
+    }
+
+    /// Where they are remembered, all of them.
+    fn take_stacks(&mut self) {
+        let Some(mut gone) = self.gone.take() else {
+            return;
+        };
+        let kept: Vec<u64> = self.frames.keys().flatten().collect();
+        for stack in kept {
+            if gone.len() >= REMEMBERED {
+                gone.clear();
+            }
+            gone.entry(stack).or_insert_with(|| self.frames_of(stack));
+            // Whoever was there first. A key says all of its stack: whoever holds it still finds it here.
+            let _ = self.frames.remove(&stack);
+        }
+        self.gone = Some(gone);
     }
 
     fn drop_unused(&mut self) {
@@ -172,13 +188,6 @@ impl Stacks {
         let mut unused = BTreeSet::new();
         for stack in kept.into_iter().filter(|stack| !used.contains(stack)) {
             if self.unused.contains(&stack) {
-                let frames = self.gone.is_some().then(|| self.frames_of(stack));
-                if let Some((gone, frames)) = self.gone.as_mut().zip(frames) {
-                    if gone.len() >= REMEMBERED {
-                        gone.clear();
-                    }
-                    gone.insert(stack, frames);
-                }
                 // Whoever was there first.
                 let _ = self.frames.remove(&stack);
             } else {
