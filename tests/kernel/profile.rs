@@ -329,6 +329,8 @@ fn javascript_has_its_names() -> Result<()> {
             "--interpreted-frames-native-stack",
         ])
         .arg(&script)
+        // It leaves a log where it runs.
+        .current_dir(dir.path())
         .stdout(Stdio::null());
     let mut node = cgroup.spawn(&mut command)?;
     let map = format!("/tmp/perf-{}.map", node.id());
