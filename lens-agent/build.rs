@@ -25,6 +25,8 @@ const OBJECTS: &[&str] = &[
     "locks",
     "net",
     "function",
+    "profile",
+    "offcpu",
 ];
 
 /// Arguments of each build, and how its objects' names end. What the programs say of themselves is

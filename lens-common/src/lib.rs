@@ -20,9 +20,11 @@ pub mod loss;
 pub mod memory;
 pub mod net;
 pub mod place;
+pub mod profile;
 pub mod reclaim;
 pub mod sample;
 pub mod sched;
+pub mod stacks;
 pub mod syscalls;
 pub mod target;
 

@@ -45,10 +45,13 @@ pub const TIMED_TASKS: u32 = 4096;
 
 /// Address spaces whose resident pages are known.
 pub const SPACES: u32 = 16_384;
-/// Distinct user stacks of sampled page faults.
-pub const FAULT_STACKS: u32 = 1024;
-/// (cgroup, process, stack) of sampled page faults.
-pub const FAULT_SAMPLES: u32 = 2048;
+/// Distinct stacks in each object that takes them.
+pub const STACKS: u32 = 2048;
+/// Places (of a process, by its stacks) in each of them, between two readings.
+pub const STACK_PLACES: u32 = 4096;
+
+/// Threads whose sleeps are followed.
+pub const SLEEPERS: u32 = 16_384;
 
 /// Tasks a CPU that are known for having forked; a power of two.
 pub const FORKERS: u32 = 512;

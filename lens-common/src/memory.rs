@@ -44,23 +44,5 @@ pub struct Space {
     pub seen: [i64; KINDS],
 }
 
-/// Return addresses that are kept of a user stack, the innermost first.
-pub const FRAMES: usize = 64;
-
-/// A user stack; zeros behind its outermost frame.
-pub type Stack = [u64; FRAMES];
-
-/// Where sampled page faults come from.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultKey {
-    /// The cgroup's id.
-    pub cgroup: u64,
-    /// The process.
-    pub tgid: u64,
-    /// The user stack's key in the map of stacks.
-    pub stack: u64,
-}
-
 counters!(MemorySlot: 48 + 8 * KINDS);
-plain!(Space: 8 + 8 * KINDS, FaultKey: 24);
+plain!(Space: 8 + 8 * KINDS);

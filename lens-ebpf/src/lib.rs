@@ -33,6 +33,7 @@ pub mod per_cpu;
 pub mod places;
 pub mod resident;
 pub mod sample;
+pub mod stacks;
 pub mod target;
 pub mod task;
 

@@ -15,6 +15,12 @@ offsets! {
     TASK_COMM,
     /// `task_struct.flags`
     TASK_FLAGS,
+    /// `task_struct.tgid`
+    TASK_TGID,
+    /// `task_struct.mm`
+    TASK_MM,
+    /// `task_struct.group_leader`
+    TASK_LEADER,
 }
 
 /// The task that runs the program.

@@ -29,6 +29,8 @@ mod objects;
 #[cfg(test)]
 mod probe_log;
 #[cfg(test)]
+mod profile;
+#[cfg(test)]
 mod reclaim;
 #[cfg(test)]
 mod sched;

@@ -191,7 +191,7 @@ fn sampled_faults_have_a_stack() -> Result<()> {
     let hottest = stacks.first().context("no stacks")?;
     assert_eq!((hottest.cgroup, hottest.tgid), (cgroup.id()?, work.pid()));
     assert!((1500..2500).contains(&hottest.samples), "{hottest:?}");
-    assert!(!hottest.frames.is_empty());
+    assert!(!hottest.user.is_empty() && hottest.comm == "load_objects");
     assert_eq!(reading.quality.sampled.get("memory.fault_stacks"), Some(&4));
     nest.print_costs();
     Ok(())

@@ -5,30 +5,27 @@
 //! pair, one at a time, and hands back what it has seen. The child closes itself as the agent does,
 //! but for loading programs and attaching them; it writes nowhere, and it dies with the agent.
 //!
-//! Messages are JSON behind their length. A trace ends when the child is told to stop, or when its
+//! A trace ends when the child is told to stop, or when its
 //! socket is closed.
 
 use std::{
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd as _, AsRawFd as _},
-        unix::net::UnixStream,
-    },
+    io,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
-use rustix::process::{Pid, Signal, WaitOptions};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use rustix::process::{Pid, WaitOptions};
+use serde::{Deserialize, Serialize};
 
-use super::{closed, observe};
+use super::{
+    child::{self, hear, say},
+    closed, observe,
+};
 use crate::{
     base::quality::Quality,
     host::{HostReader, Root},
     probes::{self, FunctionReading, TraceRequest},
 };
-
-/// The longest message: a reading has at most a few hundred cgroups.
-const LONGEST: u32 = 4 << 20;
 
 /// What the child is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,35 +113,15 @@ impl Drop for StopOnDrop<'_> {
 impl Attacher {
     /// Forks the child. To be called while the process has one thread, before it is closed.
     pub fn start() -> io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let orders = ours.try_clone()?;
-        let parent = rustix::process::getpid();
-        // SAFETY: this process has one thread, so the child is as whole as its parent.
-        #[expect(unsafe_code, reason = "no safe wrapper for fork")]
-        let pid = unsafe { libc::fork() };
-        match Pid::from_raw(pid) {
-            None if pid == 0 => {
-                drop((ours, orders));
-                let served = live(parent, theirs);
-                // SAFETY: ends the child without running what belongs to its parent.
-                #[expect(unsafe_code, reason = "no safe wrapper for _exit")]
-                unsafe {
-                    libc::_exit(i32::from(served.is_err()))
-                }
-            }
-            Some(child) => {
-                let mut ours = ours;
-                Ok(Self {
-                    child,
-                    // Its first words, when it has closed itself.
-                    not_closed: hear(&mut ours)?,
-                    orders: Mutex::new(orders),
-                    answers: Mutex::new(ours),
-                    latest: Latest::default(),
-                })
-            }
-            None => Err(io::Error::last_os_error()),
-        }
+        let (child, mut ours) = child::fork(live)?;
+        Ok(Self {
+            child,
+            orders: Mutex::new(ours.try_clone()?),
+            // Its first words, when it has closed itself.
+            not_closed: hear(&mut ours)?,
+            answers: Mutex::new(ours),
+            latest: Latest::default(),
+        })
     }
 
     /// Traces, and waits until it is over. One trace at a time.
@@ -232,12 +209,7 @@ impl Drop for Attacher {
 }
 
 /// The child's life.
-fn live(parent: Pid, mut socket: UnixStream) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != Some(parent) {
-        return Ok(());
-    }
-    leave_stdio()?;
+fn live(mut socket: UnixStream) -> io::Result<()> {
     let mut open = Quality::default();
     closed::close_attacher(&mut open);
     say(&mut socket, &open)?;
@@ -265,77 +237,4 @@ fn trace(request: &TraceRequest, socket: &UnixStream) -> Result<FunctionReading,
     // Whatever is said meanwhile, and the end of the socket, stops the trace.
     probes::trace(request, &watched, socket.as_fd(), |_| {})
         .map_err(|why| refused(why.to_string(), why.is_usage()))
-}
-
-/// Whoever reads the agent's output must not wait for the child to end.
-#[expect(
-    unsafe_code,
-    reason = "no safe wrapper for dup2 onto stdio in use here"
-)]
-fn leave_stdio() -> io::Result<()> {
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
-        let null = null.as_raw_fd();
-        // SAFETY: both are open, and nothing in this process refers to what is closed.
-        let done = unsafe { libc::dup2(null, fd) };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-fn say<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
-    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-    to.write_all(&length.to_le_bytes())?;
-    to.write_all(&text)
-}
-
-fn hear<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length);
-    if length > LONGEST {
-        return Err(io::Error::other(format!("a message of {length} bytes")));
-    }
-    let mut text = Vec::new();
-    let read = from.take(u64::from(length)).read_to_end(&mut text)?;
-    if read != length as usize {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(serde_json::from_slice(&text)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_heard_as_they_were_said() {
-        let mut wire = Vec::new();
-        let refused = Refused {
-            why: "no".to_owned(),
-            usage: true,
-        };
-        say(&mut wire, &refused).unwrap();
-        say(&mut wire, &refused).unwrap();
-        let mut wire = &wire[..];
-        assert_eq!(hear::<Refused>(&mut wire).unwrap(), refused);
-        assert_eq!(hear::<Refused>(&mut wire).unwrap(), refused);
-        let end = hear::<Refused>(&mut wire).unwrap_err();
-        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
-    }
-
-    #[test]
-    fn what_is_cut_off_or_too_long_is_an_error() {
-        let cut: &[u8] = &[10, 0, 0, 0, b'{'];
-        let end = hear::<Refused>(&mut &*cut).unwrap_err();
-        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
-        let long: &[u8] = &[0xff; 8];
-        assert!(hear::<Refused>(&mut &*long).is_err());
-    }
 }

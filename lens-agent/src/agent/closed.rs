@@ -178,6 +178,60 @@ pub(super) fn close_attacher(quality: &mut Quality) {
     }
 }
 
+/// Ways to change files that Landlock would refuse.
+const CHANGING: &[i64] = &[
+    libc::SYS_creat,
+    // its flags lie in memory, which a filter cannot read
+    libc::SYS_openat2,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_truncate,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_rmdir,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_link,
+    libc::SYS_linkat,
+    libc::SYS_symlink,
+    libc::SYS_symlinkat,
+];
+
+/// The same for the child that names addresses: without Landlock, which would keep it from looking at
+/// other processes' mappings; it opens nothing for writing, and neither speaks nor loads or attaches
+/// programs.
+pub fn close_namer(quality: &mut Quality) {
+    let refused = [SPEAKING, ATTACHING, CHANGING].concat();
+    let closed = writing_opens().and_then(|opens| forbid(&refused, Some(&[]), opens));
+    if let Err(why) = closed {
+        quality.miss("closed.namer_calls", why.to_string());
+    }
+}
+
+/// `open` and `openat` with a flag that lets one write or make a file.
+fn writing_opens() -> Result<Vec<(i64, Vec<SeccompRule>)>, ClosedError> {
+    let flags = [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC];
+    let with_any = |argument| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+        let with = |flag: &i32| {
+            let flag = u64::try_from(*flag).unwrap_or_default();
+            let set = SeccompCmpOp::MaskedEq(flag);
+            let flags = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, set, flag)?;
+            SeccompRule::new(vec![flags])
+        };
+        flags.iter().map(with).collect()
+    };
+    Ok(vec![
+        (libc::SYS_open, with_any(1)?),
+        (libc::SYS_openat, with_any(2)?),
+    ])
+}
+
 fn forbid_writes(but_in: &[&Path]) -> Result<(), ClosedError> {
     let writes = AccessFs::from_write(ABI::V5);
     let status = Ruleset::default()
@@ -193,6 +247,15 @@ fn forbid_writes(but_in: &[&Path]) -> Result<(), ClosedError> {
 
 /// Forbids what nobody needs, `more`, and all commands of bpf(2) but `commands`, if any are named.
 fn forbid_calls(more: &[i64], commands: Option<&[u64]>) -> Result<(), ClosedError> {
+    forbid(more, commands, Vec::new())
+}
+
+/// The same, and what `others` say.
+fn forbid(
+    more: &[i64],
+    commands: Option<&[u64]>,
+    others: Vec<(i64, Vec<SeccompRule>)>,
+) -> Result<(), ClosedError> {
     let itself = &[0];
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::from([
         // Limits and weight of other processes.
@@ -203,9 +266,13 @@ fn forbid_calls(more: &[i64], commands: Option<&[u64]>) -> Result<(), ClosedErro
         ),
         (libc::SYS_socket, vec![unless(0, NETWORK)?]),
     ]);
-    if let Some(commands) = commands {
-        rules.insert(libc::SYS_bpf, vec![unless(0, commands)?]);
+    match commands {
+        // Without a condition: all of them.
+        Some([]) => drop(rules.insert(libc::SYS_bpf, Vec::new())),
+        Some(commands) => drop(rules.insert(libc::SYS_bpf, vec![unless(0, commands)?])),
+        None => {}
     }
+    rules.extend(others);
     let refused = REFUSED.iter().chain(more);
     rules.extend(refused.map(|call| (*call, Vec::new())));
     let refuse = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1));

@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::records::{self, BUDGET, BUDGET_ID, NOTIFICATION, SENT};
+use super::{
+    namer::Namer,
+    records::{self, BUDGET, BUDGET_ID, NOTIFICATION, SENT},
+};
 use crate::{
     api::{Api, Asked},
     base::clock::Clock,
@@ -19,7 +22,8 @@ use crate::{
         budget::{Budget, Limits, Refused},
         outbound::{Outbound, SendLog, Sent},
     },
-    skills,
+    probes::{self, NamedSample},
+    skills::{self, Sample},
     store::Store,
     supervise::Supervisor,
     telemetry::{Event, Telemetry},
@@ -69,6 +73,8 @@ pub(crate) struct Tools {
     pub(crate) store: Arc<Store>,
     pub(crate) telemetry: Telemetry,
     pub(crate) api: Api,
+    /// Names stacks for a process that is closed.
+    pub(crate) namer: Option<Arc<Namer>>,
 }
 
 /// Why a model came to no answer.
@@ -137,7 +143,7 @@ impl Inquirer {
 
     async fn ask(
         &self,
-        scene: Scene,
+        mut scene: Scene,
         provider: Option<Arc<str>>,
         stop: &CancellationToken,
     ) -> Result<(), InquiryError> {
@@ -152,6 +158,8 @@ impl Inquirer {
         // A refusal is counted by the budget itself.
         let purse = Purse::open(self.budget.clone(), clock.clone())?;
         let began = clock.now();
+        // As soon as may be: processes end.
+        scene.stacks = self.stacks(&scene.sample).await;
         let bench = Bench {
             scene: Arc::new(scene),
             model,
@@ -168,6 +176,28 @@ impl Inquirer {
         self.publish(&bench.scene, outcome?, clock.now().since(&began))
             .await;
         Ok(())
+    }
+
+    /// Where CPU time went lately, with names.
+    async fn stacks(&self, sample: &Arc<Sample>) -> Vec<NamedSample> {
+        let (namer, sample) = (self.tools.namer.clone(), sample.clone());
+        // Reads other processes' files, or waits for the child that does.
+        let naming = tokio::task::spawn_blocking(move || {
+            let stacks = &sample.kernel.profile.as_ref()?.stacks;
+            let named = match namer {
+                Some(namer) => namer.name(stacks),
+                None => Ok(probes::name_stacks(stacks)),
+            };
+            let named = named.map_err(|why| tracing::warn!(%why, "stacks have no names"));
+            let targets = &sample.kernel.targets;
+            let all = stacks.iter().zip(named.ok()?);
+            let known = all.filter_map(|(sample, stack)| {
+                let cgroup = targets.get(&sample.cgroup)?.clone();
+                Some(sample.named(cgroup, stack))
+            });
+            Some(known.collect())
+        });
+        naming.await.ok().flatten().unwrap_or_default()
     }
 
     async fn publish(&self, scene: &Scene, outcome: Outcome, duration: std::time::Duration) {

@@ -8,9 +8,11 @@
 //! a stage has learned lives outside of it, so that a stage which fails goes on where it was.
 
 mod attacher;
+mod child;
 mod closed;
 mod inquire;
 mod judge;
+mod namer;
 mod needed;
 mod observe;
 mod on_demand;
@@ -19,7 +21,8 @@ pub(crate) mod records;
 
 pub use self::{
     attacher::{Attacher, AttacherError, Refused},
-    closed::{Door, close, try_doors},
+    closed::{Door, close, close_namer, try_doors},
+    namer::Namer,
 };
 pub(crate) use self::{
     inquire::{Inquirer, Inquiry, Tools},
@@ -99,6 +102,8 @@ pub struct Agent {
     writing: Arc<Writing>,
     /// Traces on demand, where it could be started.
     attacher: Option<Arc<Attacher>>,
+    /// Names stacks, where a model may ask for them.
+    namer: Option<Arc<Namer>>,
     judge: Arc<Shared<Judge>>,
 }
 
@@ -118,6 +123,7 @@ pub struct Prepared {
     probes: Probes,
     quality: Quality,
     attacher: Option<Attacher>,
+    namer: Option<Namer>,
 }
 
 impl Prepared {
@@ -130,6 +136,15 @@ impl Prepared {
             .ok();
         if let Some(attacher) = &attacher {
             quality.merge(attacher.not_closed());
+        }
+        let asks_models = config.strategy != Strategy::Offline && !config.providers.is_empty();
+        let namer = asks_models.then(Namer::start).and_then(|namer| {
+            namer
+                .map_err(|why| quality.miss("namer", why.to_string()))
+                .ok()
+        });
+        if let Some(namer) = &namer {
+            quality.merge(namer.not_closed());
         }
         Store::make_directory(&config.state_dir)?;
         let cannot = |why| StartError::Listen {
@@ -157,6 +172,7 @@ impl Prepared {
             probes,
             quality,
             attacher,
+            namer,
         })
     }
 }
@@ -211,6 +227,7 @@ impl Agent {
             probes,
             quality,
             attacher,
+            namer,
         } = prepared;
         let telemetry = Telemetry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -249,6 +266,7 @@ impl Agent {
             store,
             writing,
             attacher: attacher.map(Arc::new),
+            namer: namer.map(Arc::new),
             judge,
         };
         let writing = agent.writing.clone();
@@ -357,6 +375,7 @@ impl Agent {
             store: self.store.clone(),
             telemetry: self.telemetry.clone(),
             api: self.api.clone(),
+            namer: self.namer.clone(),
         };
         let Some(inquirer) = Inquirer::connect(&config.providers, config.budget, tools)? else {
             return Ok(());

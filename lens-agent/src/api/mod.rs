@@ -4,6 +4,7 @@
 
 mod investigation;
 mod on_demand;
+mod profiled;
 mod since;
 mod traced;
 mod view;
@@ -18,6 +19,7 @@ use jiff::Timestamp;
 pub use self::{
     investigation::{Asked, Investigation, InvestigationRequest, Progress},
     on_demand::{OnDemand, Refused, Tracing},
+    profiled::{CgroupProfile, Profile, StackTime},
     since::{SinceError, since},
     traced::{Bar, Caller, Traced},
     view::{ProbeState, ProbeStatus, ProgramStatus, SkillEntry, Status, TargetStatus},

@@ -207,6 +207,7 @@ async fn ask_models(settings: Settings, dir: PathBuf, seen: Seen) -> Result<Vec<
         store: store.clone(),
         telemetry,
         api: api.clone(),
+        namer: None,
     };
     let limits = settings.budget.unwrap_or_default();
     if let Some(inquirer) = Inquirer::connect(&settings.provider, limits, tools)? {

@@ -8,6 +8,7 @@ mod found;
 mod investigate;
 mod list;
 mod out;
+mod profile;
 mod run;
 mod snapshot;
 mod trace;
@@ -45,6 +46,8 @@ enum Other {
     Snapshot(snapshot::Snapshot),
     /// The calls of one function, for a bounded time
     Trace(trace::Trace),
+    /// In which functions time goes
+    Profile(profile::Profile),
     /// What is wrong now
     Investigate(investigate::Investigate),
     /// Incidents, newest first
@@ -134,6 +137,7 @@ async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
         Other::Doctor(doctor) => doctor.run(out),
         Other::Snapshot(snapshot) => snapshot.run(out),
         Other::Trace(trace) => trace.run(out).await,
+        Other::Profile(profile) => profile.run(out).await,
         Other::Investigate(investigate) => investigate.run(out).await,
         Other::Incidents(incidents) => incidents.run(out).await,
         Other::Insights(insights) => insights.run(out).await,

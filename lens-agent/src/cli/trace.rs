@@ -141,7 +141,10 @@ impl Trace {
 }
 
 /// Waits for `work`; a signal to end makes `stop` readable.
-async fn until_signal<T>(work: tokio::task::JoinHandle<T>, stop: &OwnedFd) -> Result<T, Trouble> {
+pub(super) async fn until_signal<T>(
+    work: tokio::task::JoinHandle<T>,
+    stop: &OwnedFd,
+) -> Result<T, Trouble> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Trouble::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Trouble::Runtime)?;
     let mut work = work;

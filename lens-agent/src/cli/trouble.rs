@@ -34,6 +34,17 @@ pub(super) enum Trouble {
     /// Nothing was traced.
     #[error(transparent)]
     Trace(#[from] probes::TraceError),
+    /// Nothing was profiled.
+    #[error(transparent)]
+    Profile(#[from] probes::ProfileError),
+    /// What was asked for cannot be written.
+    #[error("{file}: {why}")]
+    File {
+        /// The file.
+        file: String,
+        /// Why.
+        why: io::Error,
+    },
     /// The kernel's files cannot be read.
     #[error(transparent)]
     Host(#[from] host::ReadError),
@@ -70,6 +81,7 @@ impl Trouble {
         match self {
             Self::Config(_) | Self::Usage(_) => true,
             Self::Trace(why) => why.is_usage(),
+            Self::Profile(why) => why.is_usage(),
             _ => false,
         }
     }

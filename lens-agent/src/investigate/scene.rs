@@ -7,6 +7,7 @@ use crate::{
     anomaly::{Frozen, Incident},
     base::clock::Moment,
     history::Tick,
+    probes::NamedSample,
     skills::Sample,
 };
 
@@ -23,6 +24,8 @@ pub struct Scene {
     pub ranges: Frozen,
     /// The readings behind the newest tick.
     pub sample: Arc<Sample>,
+    /// Where CPU time went in the interval before it was looked at, the most first; filled in by who asks.
+    pub stacks: Vec<NamedSample>,
     /// What code alone makes of it.
     pub answer: Answer,
     /// Why somebody asked, if it was not the agent itself.

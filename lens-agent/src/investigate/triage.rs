@@ -76,6 +76,7 @@ impl Triage {
             ticks: self.desk.ticks(&incident.id, onset, ticks),
             ranges: self.detector.freeze(sample.at),
             sample: sample.clone(),
+            stacks: Vec::new(),
             answer: answer.clone(),
             reason,
         })

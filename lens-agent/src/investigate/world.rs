@@ -139,6 +139,7 @@ impl World {
             ranges: detector.freeze(clock.now()),
             ticks,
             sample: Arc::new(sample),
+            stacks: Vec::new(),
             answer: Answer::nothing(),
             reason: None,
         };

@@ -7,21 +7,20 @@ use std::{
     path::PathBuf,
 };
 
-use aya::{
-    maps::{HashMap, MapData},
-    programs::perf_event::SoftwareEvent,
-};
+use aya::maps::{HashMap, MapData};
 use lens_common::memory::{ANON, FILE, KINDS, MemorySlot, SHMEM, SWAP};
 use serde::{Deserialize, Serialize};
 
 use super::{
     KernelReading, KernelTypes, Probe, ProbeError, Reduction, Setup,
-    fault_stacks::{FaultStack, FaultStacks},
+    event::Event,
+    fault_stacks::FaultStacks,
     keyed::empty,
     near::Near,
     object::{Losses, Object, Plan, bytes},
     sample::Sample,
     slots::Slots,
+    stacks::StackSample,
     targets::{Targets, cgroup_constants},
 };
 
@@ -79,8 +78,8 @@ impl MemoryCounters {
 pub struct MemoryReading {
     /// One entry a target; id 0 stands for all targets beyond the limit.
     pub cgroups: BTreeMap<u64, MemoryCounters>,
-    /// Stacks of page faults, if they are asked for; the most frequent first.
-    pub fault_stacks: Vec<FaultStack>,
+    /// Stacks of page faults since the last reading, if they are asked for; the most frequent first.
+    pub fault_stacks: Vec<StackSample>,
 }
 
 /// The probe.
@@ -131,7 +130,7 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         why: format!("map SPACE: {why}"),
     })?;
     let counts_major = object
-        .attach_to_every("major_fault", SoftwareEvent::PageFaultsMaj)
+        .attach_to_every("major_fault", Event::MajorFault)
         .map_err(|why| why.to_string());
     let one_in = setup.config.memory.fault_stack_one_in;
     let stacks = (one_in != 0).then(|| FaultStacks::start(setup, one_in));

@@ -5,7 +5,8 @@
 
 mod batch;
 pub mod block;
-pub mod fault_stacks;
+mod event;
+mod fault_stacks;
 pub mod files;
 pub mod function;
 pub mod futexes;
@@ -27,13 +28,15 @@ mod near;
 pub mod net;
 mod object;
 mod pins;
+pub mod profile;
 pub mod prologue;
 pub mod reclaim;
 mod records;
 mod sample;
 pub mod sched;
 mod slots;
-mod symbols;
+mod stacks;
+pub mod symbols;
 pub mod syncs;
 mod syscall_names;
 pub mod syscalls;
@@ -50,7 +53,6 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     block::{BlockCounters, BlockReading, DeviceCounters, DeviceIo, DeviceNumber},
-    fault_stacks::FaultStack,
     files::{FileCounters, FileDeviceCounters, FilesReading},
     function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
     futexes::{CgroupFutexes, FutexCounters, FutexReading},
@@ -68,8 +70,14 @@ pub use self::{
     memory::{MemoryCounters, MemoryReading, ResidentPages},
     net::{HeldSockets, Listener, Messages, NetCounters, NetReading},
     object::{Object, ObjectError, ProgramCost},
+    profile::{
+        NamedSample, ProfileCounters, ProfileError, ProfileKind, ProfileReading, ProfileRequest,
+        Profiled, profile,
+    },
     reclaim::{HitLimit, OomKill, ReclaimCounters, ReclaimReading, Shortage},
     sched::{Held, RunQueue, SchedCounters, SchedReading, Stall},
+    stacks::StackSample,
+    symbols::{Frame, NamedStack, name_stacks},
     syncs::{SyncCounters, SyncReading},
     syscall_names::{name_of_call, name_of_errno},
     syscalls::{CallCounters, CallTimes, SyscallCounters, SyscallsReading},
@@ -157,6 +165,12 @@ pub const REGISTRY: &[Definition] = &[
         blind: "lossy paths, full accept queues and receive buffers, socket leaks",
         start: net::start,
     },
+    Definition {
+        name: "profile",
+        title: "stacks of whoever runs, 99 times a second on each CPU, by cgroup and process",
+        blind: "in which functions CPU time goes",
+        start: profile::start,
+    },
 ];
 
 /// Why a probe does not run.
@@ -242,6 +256,8 @@ pub struct KernelReading {
     pub syncs: Option<SyncReading>,
     /// Sockets, and what they lose.
     pub net: Option<NetReading>,
+    /// Where CPU time goes.
+    pub profile: Option<ProfileReading>,
     /// A function trace that ended since the reading before.
     pub function: Option<Arc<FunctionReading>>,
     /// How full the kernel side's tables are, by name.

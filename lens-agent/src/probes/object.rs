@@ -11,7 +11,6 @@ use aya::{
     maps::MapInfo,
     programs::{
         Iter, Program,
-        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         tp_btf::BtfTracePointLinkId,
         uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
     },
@@ -19,6 +18,7 @@ use aya::{
 use lens_common::{limits, loss};
 
 use super::{
+    event::{Event, Events},
     kernel_types::KernelTypes,
     log::KernelLog,
     map_memory::{self, Block, MapMemory},
@@ -267,6 +267,7 @@ impl<'a> Plan<'a> {
             cpus: self.machine.cpus,
             blocks: self.blocks.clone(),
             links: BTreeMap::new(),
+            events: BTreeMap::new(),
             detached: BTreeSet::new(),
         })
     }
@@ -282,6 +283,8 @@ pub struct Object {
     blocks: BTreeMap<&'static str, Block>,
     /// Of the tracepoint programs that are attached.
     links: BTreeMap<&'static str, BtfTracePointLinkId>,
+    /// Of the programs that run at perf events.
+    events: BTreeMap<&'static str, Events>,
     /// Programs that were attached, and are not now.
     detached: BTreeSet<&'static str>,
 }
@@ -327,9 +330,15 @@ impl Object {
         }
     }
 
-    /// Detaches a tracepoint program, which stays loaded; those that are not attached stay so.
+    /// Detaches a program, which stays loaded; those that are not attached stay so.
     fn detach(&mut self, program: &'static str) -> Result<(), ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
+        if let Some(events) = self.events.get(program) {
+            events
+                .enable(false)
+                .map_err(|why| refused(why.to_string()))?;
+            self.detached.insert(program);
+        }
         let Some(link) = self.links.remove(program) else {
             return Ok(());
         };
@@ -346,11 +355,15 @@ impl Object {
         if !self.detached.contains(program) {
             return Ok(());
         }
-        if let Some(Program::BtfTracePoint(found)) = self.ebpf.program_mut(program) {
+        if let Some(events) = self.events.get(program) {
+            events
+                .enable(true)
+                .map_err(|why| refused(why.to_string()))?;
+        } else if let Some(Program::BtfTracePoint(found)) = self.ebpf.program_mut(program) {
             let link = found.attach().map_err(|why| refused(chain(&why)))?;
             self.links.insert(program, link);
-            self.detached.remove(program);
         }
+        self.detached.remove(program);
         Ok(())
     }
 
@@ -369,9 +382,14 @@ impl Object {
         })
     }
 
-    /// Detaches all tracepoint programs.
+    /// Detaches all programs but iterators.
     pub(super) fn detach_all(&mut self) -> Result<(), ObjectError> {
-        let attached: Vec<_> = self.links.keys().copied().collect();
+        let attached: Vec<_> = self
+            .links
+            .keys()
+            .chain(self.events.keys())
+            .copied()
+            .collect();
         self.keep_attached(&attached, false)
     }
 
@@ -427,10 +445,10 @@ impl Object {
     }
 
     /// Runs the `perf_event` program `program` at every `event` on the CPUs that are online now.
-    pub fn attach_to_every(
+    pub(super) fn attach_to_every(
         &mut self,
         program: &'static str,
-        event: SoftwareEvent,
+        event: Event,
     ) -> Result<(), ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
         let Some(Program::PerfEvent(found)) = self.ebpf.program_mut(program) else {
@@ -438,17 +456,20 @@ impl Object {
         };
         found.load().map_err(|why| refused(chain(&why)))?;
         let cpus = online_cpus().map_err(|why| refused(why.to_string()))?;
-        for cpu in cpus {
-            found
-                .attach(
-                    PerfEventConfig::Software(event),
-                    PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(1),
-                    false,
-                )
-                .map_err(|why| refused(chain(&why)))?;
-        }
+        let fd = found.fd().map_err(|why| refused(chain(&why)))?;
+        let events = Events::open(event, &cpus, fd.as_fd());
+        let events = events.map_err(|why| refused(format!("perf_event_open: {why}")))?;
+        self.events.insert(program, events);
         Ok(())
+    }
+
+    /// Has the clock of `program` beat each time so many nanoseconds have passed.
+    pub(super) fn set_period(&self, program: &'static str, ns: u64) -> Result<(), ObjectError> {
+        let done = self.events.get(program).map(|events| events.set_period(ns));
+        done.unwrap_or(Ok(())).map_err(|why| ObjectError::Program {
+            program,
+            why: why.to_string(),
+        })
     }
 
     /// Puts `program` at `offset` of `file`, for whoever runs it, until the link is dropped.
@@ -589,7 +610,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 13] = [
+        let all: [(&str, Variants); 15] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -603,6 +624,8 @@ mod tests {
             ("locks", bytes!("locks")),
             ("net", bytes!("net")),
             ("function", bytes!("function")),
+            ("profile", bytes!("profile")),
+            ("offcpu", bytes!("offcpu")),
         ];
         let of_log = |bytes: &[u8]| {
             let elf = object::File::parse(bytes).unwrap();

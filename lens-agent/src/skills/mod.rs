@@ -14,6 +14,7 @@ mod memory;
 mod network;
 mod pressure;
 mod processes;
+mod profile;
 mod reclaim;
 mod scheduler;
 mod sockets;
@@ -61,6 +62,7 @@ pub const REGISTRY: &[&dyn Skill] = &[
     &memory::Memory,
     &reclaim::Reclaim,
     &locks::Locks,
+    &profile::Profile,
     &tracer::Tracer,
     &events::Events,
     &cpu::Cpu,

@@ -31,7 +31,7 @@ use lens_ebpf::{
     loss::count,
     offsets, per_cpu, places,
     target::{cgroup_of, slot_of},
-    task::{comm_of, current},
+    task::{TASK_LEADER, TASK_TGID, comm_of, current},
 };
 
 #[map]
@@ -49,14 +49,10 @@ static ENDED_ONCE: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(ENDED
 offsets! {
     /// `task_struct.pid`
     TASK_PID,
-    /// `task_struct.tgid`
-    TASK_TGID,
     /// `task_struct.exit_code`
     TASK_EXIT_CODE,
     /// `task_struct.real_parent`
     TASK_PARENT,
-    /// `task_struct.group_leader`
-    TASK_LEADER,
     /// `task_struct.start_time`
     TASK_START,
     /// `task_struct.signal`

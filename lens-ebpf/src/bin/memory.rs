@@ -29,7 +29,7 @@ use lens_ebpf::{
     loss::count,
     near, offsets, per_cpu, resident, sample,
     target::{cgroup_of, slot_of},
-    task::{TaskContext, current},
+    task::{TASK_MM, TaskContext, current},
 };
 
 #[map]
@@ -41,8 +41,6 @@ static SPACE: HashMap<u64, Space> = HashMap::with_max_entries(SPACES, 0);
 offsets! {
     /// `task_struct.pid`
     TASK_PID,
-    /// `task_struct.mm`
-    TASK_MM,
     /// `mm_struct.owner`
     MM_OWNER,
     /// `mm_struct.mm_users`

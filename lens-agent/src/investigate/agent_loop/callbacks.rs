@@ -13,6 +13,9 @@ use crate::{
 
 /// Values of a series that are handed out.
 const VALUES: usize = 64;
+/// Stacks of a scope, and frames of each, that are handed out.
+const STACKS: usize = 8;
+const FRAMES: usize = 16;
 
 /// The functions over `scene`.
 pub(super) fn host(scene: &Arc<Scene>) -> Host {
@@ -56,6 +59,12 @@ pub(super) fn host(scene: &Arc<Scene>) -> Host {
             "scope, metric",
             "Who caused a wait: a list of {by, value}.",
             of(scene, pairs),
+        ),
+        Callback::new(
+            "top_stacks",
+            "scope",
+            "Where CPU time went: a list of {percent, pid, comm, truncated, frames}, frames from the innermost on.",
+            of(scene, top_stacks),
         ),
         Callback::new(
             "normal",
@@ -129,6 +138,26 @@ fn pairs(scene: &Scene, arguments: &[Value]) -> Result<Value, String> {
     let rows = newest
         .pairs(&scope, &metric)
         .map(|p| json!({ "by": p.by.as_str(), "value": p.value }));
+    Ok(rows.collect::<Vec<_>>().into())
+}
+
+fn top_stacks(scene: &Scene, arguments: &[Value]) -> Result<Value, String> {
+    let scope = scope(arguments)?;
+    let of_scope = scene
+        .stacks
+        .iter()
+        .filter(|s| scope.path().is_none_or(|path| *path == *s.cgroup));
+    let all: u64 = of_scope.clone().map(|s| s.times).sum();
+    let rows = of_scope.take(STACKS).map(|s| {
+        let frames = s.stack.frames.iter().rev().take(FRAMES);
+        json!({
+            "percent": 100.0 * s.times as f64 / all as f64,
+            "pid": s.tgid,
+            "comm": s.comm,
+            "truncated": s.stack.truncated,
+            "frames": frames.map(|f| &*f.name).collect::<Vec<_>>(),
+        })
+    });
     Ok(rows.collect::<Vec<_>>().into())
 }
 

@@ -348,6 +348,11 @@ fn no_key_of_a_callback_is_a_word_of_lua() {
         "median",
         "cpus",
         "memory_bytes",
+        "percent",
+        "pid",
+        "comm",
+        "truncated",
+        "frames",
     ] {
         assert!(!crate::sandbox::is_reserved(key), "{key}");
     }

@@ -25,7 +25,7 @@ use lens_ebpf::{
     loss::count,
     offsets, resident,
     target::{CGROUP_KN, CSS_CGROUP, KN_ID, TASK_CGROUPS, cgroup_of, slot_of},
-    task::{comm_of, current},
+    task::{TASK_LEADER, TASK_MM, TASK_TGID, comm_of, current},
 };
 
 use crate::{LAST, TASK_PID};
@@ -37,12 +37,6 @@ static OOMS: RingBuf = RingBuf::with_byte_size(OOM_BYTES, 0);
 static VICTIMS: LruHashMap<u32, Victim> = LruHashMap::with_max_entries(DOOMED, 0);
 
 offsets! {
-    /// `task_struct.tgid`
-    TASK_TGID,
-    /// `task_struct.group_leader`
-    TASK_LEADER,
-    /// `task_struct.mm`
-    TASK_MM,
     /// `css_set.subsys[memory_cgrp_id]`
     CSS_SET_MEMORY,
     /// `cgroup_subsys_state.parent`

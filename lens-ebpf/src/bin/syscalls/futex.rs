@@ -24,7 +24,7 @@ use lens_ebpf::{
     loss::count,
     near, offsets, per_cpu, places,
     target::{cgroup_of, slot_of},
-    task::{TaskContext, current},
+    task::{TASK_MM, TASK_TGID, TaskContext, current},
 };
 
 use crate::{REGS_ORIG_AX, SLOT, TASK, TASK_PID, TASK_STATUS, TS_COMPAT};
@@ -37,10 +37,6 @@ offsets! {
     REGS_DI,
     /// `pt_regs.si`
     REGS_SI,
-    /// `task_struct.tgid`
-    TASK_TGID,
-    /// `task_struct.mm`
-    TASK_MM,
     /// `task_struct.__state`
     TASK_STATE,
     /// `bpf_iter_meta.seq`

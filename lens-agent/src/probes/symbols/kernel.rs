@@ -16,11 +16,11 @@ const KEPT: usize = 4096;
 /// Names of functions of the running kernel. The kernel's list of symbols takes tens of megabytes
 /// while it is read, so it is given back at once, and the names that were asked for are remembered.
 #[derive(Debug, Default)]
-pub(super) struct KernelSymbols(BTreeMap<u64, Arc<str>>);
+pub(in crate::probes) struct KernelSymbols(BTreeMap<u64, Arc<str>>);
 
 impl KernelSymbols {
     /// The names of the functions of a stack, up to its first zero; an address where there is none.
-    pub(super) fn names(&mut self, stack: &[u64]) -> Vec<Arc<str>> {
+    pub(in crate::probes) fn names(&mut self, stack: &[u64]) -> Vec<Arc<str>> {
         let stack: Vec<u64> = stack.iter().copied().take_while(|at| *at != 0).collect();
         let unknown = |at: &&u64| !self.0.contains_key(*at);
         let unknown: Vec<u64> = stack.iter().filter(unknown).copied().collect();
@@ -53,6 +53,6 @@ impl KernelSymbols {
         }
         drop(found);
         drop(symbolizer);
-        super::give_memory_back();
+        crate::probes::give_memory_back();
     }
 }
