@@ -19,7 +19,7 @@ const ROOM: usize = 256;
 /// The part of `union bpf_attr` that batches use.
 #[repr(C)]
 #[derive(Default)]
-struct Batch {
+struct Attributes {
     /// Where to go on: what the call before wrote to `out_batch`; NULL at first.
     in_batch: u64,
     out_batch: u64,
@@ -44,20 +44,20 @@ pub(super) fn entries<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> io::Resul
     loop {
         let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(room);
         let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(room);
-        let mut batch = Batch {
+        let mut batch = Attributes {
             in_batch: if is_first { 0 } else { address(&raw mut from) },
             out_batch: address(&raw mut next),
             keys: address(keys.as_mut_ptr()),
             values: address(values.as_mut_ptr()),
             count: u32::try_from(room).unwrap_or(u32::MAX),
             map_fd: fd,
-            ..Batch::default()
+            ..Attributes::default()
         };
         // SAFETY: the kernel writes at most `count` keys and values, for which there is room, and a
         // position that is no larger than a word.
         #[expect(unsafe_code, reason = "aya has no batches")]
         let done = unsafe {
-            let size = size_of::<Batch>();
+            let size = size_of::<Attributes>();
             libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size)
         };
         let failed = (done != 0).then(io::Error::last_os_error);
