@@ -245,8 +245,17 @@ impl Cgroup {
         Ok(fs::metadata(self.memory_dir())?.ino())
     }
 
-    /// Lets it have so much memory, and no swap.
+    /// Lets it have so much memory, and no swap. On v2 there may be no processes in those above it, but
+    /// for the root.
     pub fn set_memory_limit(&self, bytes: u64) -> Result<()> {
+        if !self.memory_is_v1() {
+            let mut at = self.hierarchy.root.clone();
+            for segment in self.path.split('/').filter(|name| !name.is_empty()) {
+                let door = at.join("cgroup.subtree_control");
+                fs::write(&door, "+memory").with_context(|| door.display().to_string())?;
+                at.push(segment);
+            }
+        }
         let (limit, swap, most) = if self.memory_is_v1() {
             (
                 "memory.limit_in_bytes",

@@ -27,7 +27,9 @@ pub(super) struct Logs {
     pub(super) tests: PathBuf,
 }
 
-/// Runs the guest on `disk` until it switches itself off. It has the two CPUs that tests want.
+/// Runs the guest on `disk` until it switches itself off. It has the two CPUs that tests want, which
+/// take turns: where they run at once, QEMU 7.2 may run code half of which the kernel has just changed
+/// (attaching programs does that), and the guest dies with `Oops: int3`.
 pub(super) fn boot(kernel: &Kernel, disk: &Path, logs: &Logs) -> Result<()> {
     for log in [&logs.console, &logs.tests] {
         fs::write(log, "").with_context(|| log.display().to_string())?;

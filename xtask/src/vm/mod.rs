@@ -36,6 +36,11 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "what is normal has to be learned on a machine that keeps time",
     ),
     (
+        "block::whose_requests",
+        "four processes have four times the requests of one where they run at the same time; the \
+         CPUs of a guest take turns",
+    ),
+    (
         "trouble::",
         "the agent is the same on all kernels, and its many threads run code while the kernel \
          changes it, which QEMU before 8.1 may get wrong",
