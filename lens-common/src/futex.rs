@@ -18,6 +18,8 @@ pub struct Futex {
     pub timeouts: u64,
     /// Calls that woke somebody.
     pub wakes: u64,
+    /// The part of `ns` in which the task waited for a CPU: nearly all of that comes after the wake.
+    pub run_ns: u64,
 }
 
 /// A task that waits.
@@ -59,5 +61,5 @@ pub const fn address_of(key: u64) -> u64 {
     key & ADDRESS
 }
 
-place!(Futex: 48, crate::limits::FUTEXES);
+place!(Futex: 56, crate::limits::FUTEXES);
 plain!(FutexWaiter: 32);

@@ -80,6 +80,8 @@ pub struct SyscallSlot {
     pub futex_waits: u64,
     /// Their length in all.
     pub futex_ns: u64,
+    /// The part of it in which they waited for a CPU.
+    pub futex_run_ns: u64,
     /// Calls that woke somebody who waited so.
     pub futex_wakes: u64,
     /// Calls that returned and waited until data was on its device, by kind of [`crate::files`].
@@ -96,6 +98,8 @@ pub struct Timed {
     pub at: u64,
     /// When it began to wait at a futex; 0 if it does not.
     pub futex_at: u64,
+    /// `sched_info.run_delay` then.
+    pub futex_delay: u64,
 }
 
 /// How many tasks of one group are in a timed call, on a cache line of its own.
@@ -112,8 +116,8 @@ plain!(
     Call: 32,
     CallTimes: 40 + 4 * BUCKETS,
     CallErrno: 24,
-    Timed: 16,
+    Timed: 24,
     TimedTasks: 64,
 );
-counters!(SyscallSlot: 40 + 16 * SYNCS);
+counters!(SyscallSlot: 48 + 16 * SYNCS);
 of_cgroup!(Call, CallTimes, CallErrno);

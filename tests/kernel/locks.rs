@@ -86,7 +86,13 @@ fn a_convoy_waits_as_long_as_its_threads_say() -> Result<()> {
         lock.ns <= ns && lock.ns + waits * CALL_NS > ns,
         "{lock:?} {ns}"
     );
-    assert!(futexes.waits >= waits && futexes.ns >= lock.ns);
+    let (run_ns, in_call) = (number("run_ns")?, lock.run_ns);
+    println!("{in_call} ns for a CPU, {run_ns} as the threads read it");
+    assert!(
+        in_call > 0 && in_call <= run_ns && 10 * in_call > 8 * run_ns,
+        "{lock:?} {run_ns}"
+    );
+    assert!(futexes.waits >= waits && futexes.ns >= lock.ns && futexes.run_ns >= in_call);
     assert_eq!(futexes_of(&reading, &idle)?, CgroupFutexes::default());
     assert!(reading.quality.lost.is_empty(), "{:?}", reading.quality);
     nest.print_costs();

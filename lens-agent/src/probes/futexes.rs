@@ -34,6 +34,9 @@ pub struct FutexCounters {
     pub waits: u64,
     /// Their length in all.
     pub ns: u64,
+    /// The part of it in which they waited for a CPU, nearly all of it after they were woken; 0 where
+    /// [`FutexReading::has_run_ns`] says no.
+    pub run_ns: u64,
     /// Those that ended because their time was over.
     pub timeouts: u64,
     /// Calls of the process that woke somebody there. A thread that ends is woken for by the kernel
@@ -53,6 +56,8 @@ pub struct CgroupFutexes {
     pub waits: u64,
     /// Their length in all.
     pub ns: u64,
+    /// The part of it in which they waited for a CPU.
+    pub run_ns: u64,
     /// Calls that woke somebody.
     pub wakes: u64,
     /// By process and address, in one word. What found no room in the table is not among them, and
@@ -65,6 +70,8 @@ pub struct CgroupFutexes {
 pub struct FutexReading {
     /// One entry a target that has waited; id 0 stands for all targets beyond the limit.
     pub cgroups: BTreeMap<u64, CgroupFutexes>,
+    /// Whether it is known how long was waited for CPUs.
+    pub has_run_ns: bool,
 }
 
 /// The part.
@@ -75,6 +82,7 @@ pub(super) struct Futexes {
     waiting: PathBuf,
     /// Waiters from before they were watched, by thread: since when they are known.
     known: HashMap<u64, u64>,
+    has_run_ns: bool,
     /// Of each place what it had counted, and at how many readings since then.
     idle: HashMap<(usize, usize), (u64, u32)>,
 }
@@ -94,6 +102,9 @@ impl Futexes {
                 field: "__state",
             })?,
         );
+        let delay = run_delay(types);
+        plan.constant("HAS_RUN_DELAY", u32::from(delay.is_some()))
+            .constant("TASK_RUN_DELAY", delay.unwrap_or_default());
         plan.offset("REGS_DI", "pt_regs", "di")?
             .offset("REGS_SI", "pt_regs", "si")?
             .offset("TASK_TGID", "task_struct", "tgid")?
@@ -113,6 +124,7 @@ impl Futexes {
             table: object.mapped_places("FUTEX", FUTEXES)?,
             strangers: Strangers::default(),
             waiting: object.pin_iterator("futex_waiters", "task", types, pins)?,
+            has_run_ns: run_delay(types).is_some(),
             known: HashMap::new(),
             idle: HashMap::new(),
         })
@@ -124,6 +136,7 @@ impl Futexes {
         targets: &Targets,
         into: &mut FutexReading,
     ) -> Result<Fill, ProbeError> {
+        into.has_run_ns = self.has_run_ns;
         self.strangers.next_reading();
         let before = std::mem::take(&mut self.idle);
         let (table, idle) = (&self.table, &mut self.idle);
@@ -139,6 +152,7 @@ impl Futexes {
             let futex = entry(into, at.cgroup, at.key);
             futex.waits += at.waits;
             futex.ns += at.ns;
+            futex.run_ns += at.run_ns;
             futex.timeouts += at.timeouts;
             futex.wakes += at.wakes;
         });
@@ -180,6 +194,11 @@ impl Futexes {
         }
         Ok(())
     }
+}
+
+/// Where the kernel keeps how long a task has waited for CPUs.
+fn run_delay(types: &KernelTypes) -> Option<u32> {
+    types.offset("task_struct", "sched_info.run_delay")
 }
 
 fn entry(into: &mut FutexReading, cgroup: u64, key: u64) -> &mut FutexCounters {

@@ -11,8 +11,8 @@ use lens_common::limits::MAX_TARGETS;
 
 /// Up to so many possible CPUs, tables are as large as they are meant to be.
 const LARGE_UP_TO: usize = 32;
-/// The most that is taken from a table: a fourth of it is left.
-const SHRINK_AT_MOST: u32 = 2;
+/// The most that is taken from a table: an eighth of it is left.
+const SHRINK_AT_MOST: u32 = 3;
 
 /// By how many powers of two the tables of places are smaller where `cpus` are possible.
 pub(super) const fn shrink(cpus: usize) -> u32 {
@@ -111,7 +111,16 @@ mod tests {
 
     #[test]
     fn tables_are_smaller_where_there_are_very_many_cpus() {
-        let expected = [(1, 0), (32, 0), (33, 1), (64, 1), (65, 2), (4096, 2)];
+        let expected = [
+            (1, 0),
+            (32, 0),
+            (33, 1),
+            (64, 1),
+            (65, 2),
+            (128, 2),
+            (129, 3),
+            (4096, 3),
+        ];
         for (cpus, by) in expected {
             assert_eq!(shrink(cpus), by, "{cpus}");
         }

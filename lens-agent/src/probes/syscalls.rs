@@ -220,6 +220,7 @@ impl Probe for Syscalls {
                 let sums = futexes.cgroups.entry(id).or_default();
                 sums.waits = other.futex_waits;
                 sums.ns = other.futex_ns;
+                sums.run_ns = other.futex_run_ns;
                 sums.wakes = other.futex_wakes;
             }
             if other.calls != 0 {

@@ -47,6 +47,13 @@ const METRICS: &[Metric] = &[
         "Time of waits at futexes that ended; idle threads wait there too.",
     ),
     rate(
+        "futex_wake_to_run_ms_per_sec",
+        Unit::MillisPerSec,
+        Bad::Never,
+        100.0,
+        "The part of these waits in which the thread had been woken and waited for a CPU.",
+    ),
+    rate(
         "futex_waits_per_sec",
         Unit::PerSec,
         Bad::Never,
@@ -133,7 +140,10 @@ impl Skill for Locks {
         if let Some((now, then)) = now.futexes.as_ref().zip(then.futexes.as_ref())
             && let Some(rows) = view.of_scope(&now.cgroups, &then.cgroups)
         {
-            let mut sum = OfFutexes::default();
+            let mut sum = OfFutexes {
+                has_run_ns: now.has_run_ns,
+                ..OfFutexes::default()
+            };
             rows.for_each(|(_, now, then)| sum.add(view, now, then));
             sum.show(view, &mut look);
         }
@@ -177,8 +187,10 @@ impl OfKernel {
 
 #[derive(Default)]
 struct OfFutexes {
+    has_run_ns: bool,
     waits: u64,
     ns: u64,
+    run_ns: u64,
     wakes: u64,
     hottest: u64,
     waiters: u64,
@@ -192,6 +204,7 @@ impl OfFutexes {
         let then = then.unwrap_or(&none);
         self.waits += now.waits.saturating_sub(then.waits);
         self.ns += now.ns.saturating_sub(then.ns);
+        self.run_ns += now.run_ns.saturating_sub(then.run_ns);
         self.wakes += now.wakes.saturating_sub(then.wakes);
         for (key, now) in &now.by_key {
             let then = then.by_key.get(key).cloned().unwrap_or_default();
@@ -208,6 +221,11 @@ impl OfFutexes {
     fn show(&self, view: &View<'_>, look: &mut Look) {
         let part = (self.waits != 0).then(|| 100.0 * self.hottest as f64 / self.waits as f64);
         look.set("futex_wait_ms_per_sec", view.per_sec(self.ns as f64 / 1e6))
+            .set(
+                "futex_wake_to_run_ms_per_sec",
+                self.has_run_ns
+                    .then(|| view.per_sec(self.run_ns as f64 / 1e6)),
+            )
             .set("futex_waits_per_sec", view.per_sec(self.waits as f64))
             .set("futex_wakes_per_sec", view.per_sec(self.wakes as f64))
             .set("futex_hottest_wait_percent", part)
@@ -247,11 +265,13 @@ mod tests {
             let shop = CgroupFutexes {
                 waits: wakes * 2,
                 ns: wakes * 1_000_000,
+                run_ns: wakes * 250_000,
                 wakes,
                 by_key: [(1, stuck.clone()), (2, stuck), (3, convoy)].into(),
             };
             Some(FutexReading {
                 cgroups: [(7, shop)].into(),
+                has_run_ns: true,
             })
         };
         let mut before = sample(Duration::from_secs(10), &[(7, "/shop")]);
@@ -266,6 +286,7 @@ mod tests {
         let value = |metric| shop.value(metric, None);
         assert_eq!(value("futex_waits_per_sec"), Some(400.0));
         assert_eq!(value("futex_wait_ms_per_sec"), Some(200.0));
+        assert_eq!(value("futex_wake_to_run_ms_per_sec"), Some(50.0));
         assert_eq!(value("futex_hottest_wait_percent"), Some(50.0));
         assert_eq!(value("futex_waiters_count"), Some(5.0));
         assert_eq!(value("futex_unwoken_waiters_count"), Some(2.0));

@@ -31,6 +31,14 @@ fn now_ns() -> u64 {
     u64::try_from(SystemClock.now().mono.as_nanos()).unwrap_or_default()
 }
 
+/// How long the calling thread has waited for CPUs: the second number of `schedstat`
+/// (Documentation/scheduler/sched-stats.rst).
+fn delay_ns() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let delay = text.split_ascii_whitespace().nth(1);
+    delay.and_then(|ns| ns.parse().ok()).unwrap_or_default()
+}
+
 /// A lock as glibc makes it: 0 is free, 1 taken, 2 taken with waiters.
 #[derive(Default)]
 struct Lock(AtomicU32);
@@ -41,6 +49,8 @@ struct Did {
     /// Waits, not counting calls that came too late to wait.
     waits: u64,
     ns: u64,
+    /// The part of it in which the thread waited for a CPU, as the kernel says it.
+    run_ns: u64,
     /// Calls that woke somebody.
     wakes: u64,
 }
@@ -62,10 +72,11 @@ impl Lock {
             return;
         }
         while self.0.swap(2, Ordering::Acquire) != 0 {
-            let start = now_ns();
+            let (start, delay) = (now_ns(), delay_ns());
             if self.futex(libc::FUTEX_WAIT, 2) == 0 {
                 did.waits += 1;
                 did.ns += now_ns() - start;
+                did.run_ns += delay_ns() - delay;
             }
         }
     }
@@ -99,10 +110,12 @@ fn convoy(threads: u64, times: u64) -> Result<Value> {
         let did = one.join().map_err(|_| anyhow!("a thread panicked"))?;
         sum.waits += did.waits;
         sum.ns += did.ns;
+        sum.run_ns += did.run_ns;
         sum.wakes += did.wakes;
     }
     Ok(json!({
-        "address": lock.0.as_ptr() as u64, "waits": sum.waits, "ns": sum.ns, "wakes": sum.wakes,
+        "address": lock.0.as_ptr() as u64, "waits": sum.waits, "ns": sum.ns,
+        "run_ns": sum.run_ns, "wakes": sum.wakes,
     }))
 }
 

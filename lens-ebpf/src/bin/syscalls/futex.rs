@@ -39,6 +39,8 @@ offsets! {
     REGS_SI,
     /// `task_struct.__state`
     TASK_STATE,
+    /// `task_struct.sched_info.run_delay`
+    TASK_RUN_DELAY,
     /// `bpf_iter_meta.seq`
     META_SEQ,
 }
@@ -46,6 +48,10 @@ offsets! {
 /// 1 where futexes are counted.
 #[unsafe(no_mangle)]
 pub(crate) static FUTEX_COUNTED: Global<u32> = Global::new(0);
+
+/// 1 where the kernel keeps how long tasks have waited for CPUs (`CONFIG_SCHED_INFO`).
+#[unsafe(no_mangle)]
+static HAS_RUN_DELAY: Global<u32> = Global::new(0);
 
 /// The call's number.
 pub(crate) const NR: u32 = 202;
@@ -85,6 +91,16 @@ unsafe fn key_of(regs: *const u8, task: *const u8) -> u64 {
     unsafe { key(read(regs, &REGS_DI), read(task, &TASK_TGID)) }
 }
 
+/// How long `task` has waited for CPUs so far; 0 where nobody knows.
+#[inline(always)]
+unsafe fn delay_of(task: *const u8) -> u64 {
+    if HAS_RUN_DELAY.load() == 0 {
+        return 0;
+    }
+    // SAFETY: `task` is typed.
+    unsafe { read(task, &TASK_RUN_DELAY) }
+}
+
 /// The current task may begin to wait.
 #[inline(always)]
 pub(crate) unsafe fn enter(regs: *const u8) {
@@ -99,6 +115,7 @@ pub(crate) unsafe fn enter(regs: *const u8) {
             count(loss::TASKS);
         } else {
             (*record).futex_at = now();
+            (*record).futex_delay = delay_of(task);
         }
     }
 }
@@ -111,7 +128,7 @@ pub(crate) unsafe fn exit(regs: *const u8, task: *const u8, cgroup: u64, result:
         let op = op_of(regs);
         let woke =
             is_of(op, WAKES) && result.wrapping_sub(1) < MOST || op == UNLOCK_PI && result == 0;
-        let mut since = 0;
+        let (mut since, mut run_ns) = (0, 0);
         if !woke {
             if !is_of(op, WAITS) {
                 return;
@@ -122,6 +139,7 @@ pub(crate) unsafe fn exit(regs: *const u8, task: *const u8, cgroup: u64, result:
             }
             since = (*record).futex_at;
             (*record).futex_at = 0;
+            run_ns = delay_of(task).wrapping_sub((*record).futex_delay);
             if since == 0 || result == EAGAIN {
                 return;
             }
@@ -134,6 +152,7 @@ pub(crate) unsafe fn exit(regs: *const u8, task: *const u8, cgroup: u64, result:
         if let Some(all) = SLOT.get_ptr_mut(per_cpu::index(SLOTS, slot)) {
             (*all).futex_waits += waits;
             (*all).futex_ns += ns;
+            (*all).futex_run_ns += run_ns;
             (*all).futex_wakes += wakes;
         }
         if slot == OTHER_SLOT {
@@ -142,6 +161,7 @@ pub(crate) unsafe fn exit(regs: *const u8, task: *const u8, cgroup: u64, result:
         if let Some(futex) = places::of(&FUTEX, cgroup, key_of(regs, task)) {
             (*futex).waits += waits;
             (*futex).ns += ns;
+            (*futex).run_ns += run_ns;
             (*futex).timeouts += u64::from(!woke && result == ETIMEDOUT);
             (*futex).wakes += wakes;
         }
