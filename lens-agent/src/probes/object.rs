@@ -10,9 +10,9 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{
-        Iter, Program,
+        Iter, Program, ProgramError,
         tp_btf::BtfTracePointLinkId,
-        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeScope},
     },
 };
 use lens_common::{limits, loss};
@@ -289,6 +289,11 @@ pub struct Object {
     detached: BTreeSet<&'static str>,
 }
 
+/// A program at one place; dropping it takes the program away from there.
+pub(super) struct Attached(
+    #[expect(dead_code, reason = "it is there to be dropped")] Box<dyn Send>,
+);
+
 /// What one program costs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramCost {
@@ -478,17 +483,63 @@ impl Object {
         program: &'static str,
         file: &Path,
         offset: u64,
-    ) -> Result<UProbeLink, ObjectError> {
+    ) -> Result<Attached, ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
         let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
             return Err(refused("the object has no such uprobe".to_owned()));
         };
-        found.load().map_err(|why| refused(chain(&why)))?;
+        if found.fd().is_err() {
+            found.load().map_err(|why| refused(chain(&why)))?;
+        }
         let place = UProbeAttachLocation::AbsoluteOffset(offset);
         let link = found
             .attach(place, file, UProbeScope::AllProcesses)
             .map_err(|why| refused(chain(&why)))?;
-        found.take_link(link).map_err(|why| refused(chain(&why)))
+        let link = found.take_link(link).map_err(|why| refused(chain(&why)))?;
+        Ok(Attached(Box::new(link)))
+    }
+
+    /// Has `program` run where the kernel's `function` begins or ends, until the link is dropped.
+    pub(super) fn attach_to_kernel(
+        &mut self,
+        program: &'static str,
+        function: &str,
+        types: &KernelTypes,
+    ) -> Result<Attached, ObjectError> {
+        let refused = |why: ProgramError| ObjectError::Program {
+            program,
+            why: chain(&why),
+        };
+        let found = self.ebpf.program_mut(program);
+        let link: Box<dyn Send> = match found {
+            Some(Program::FEntry(found)) => {
+                // It was loaded for another function, perhaps.
+                let _ = found.unload();
+                found.load(function, types.aya()).map_err(refused)?;
+                let link = found.attach().map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            Some(Program::FExit(found)) => {
+                let _ = found.unload();
+                found.load(function, types.aya()).map_err(refused)?;
+                let link = found.attach().map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            Some(Program::KProbe(found)) => {
+                if found.fd().is_err() {
+                    found.load().map_err(refused)?;
+                }
+                let link = found.attach(function, 0).map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            _ => {
+                return Err(ObjectError::Program {
+                    program,
+                    why: "the object has no such program".to_owned(),
+                });
+            }
+        };
+        Ok(Attached(link))
     }
 
     /// Maps an array of `entries` that all CPUs share.
