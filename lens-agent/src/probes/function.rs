@@ -21,7 +21,6 @@ use lens_common::{
     function::{Calls, HITS, LimitEvent, TRAPS, Tracing},
     hist::{BUCKETS, Hist},
 };
-use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -33,11 +32,9 @@ use super::{
     records::plain,
     targets::{cgroup_constants, walk},
     trap,
+    waiting::{now, sleep},
 };
-use crate::base::{
-    clock::{Clock as _, SystemClock},
-    quality::Quality,
-};
+use crate::base::quality::Quality;
 
 /// What the callers of a function may lose to its trace, as a share of one CPU. A trace is asked
 /// for by a person and lasts seconds, so it may take more than what always runs; above this the
@@ -279,13 +276,9 @@ pub fn trace(
     for (id, _) in names.iter().filter(|(_, path)| globs.matches(path)) {
         programs.ask_for(*id, &globs);
     }
-    // Of the kernel it turns out here by what it can be done, and so what it costs at the most.
-    programs.limit(u64::MAX, request.max_hits);
-    let (by, links) = programs.attach(&site, request, &types)?;
-    drop(types);
-    let cost_ns = hit_ns.unwrap_or_else(|| site.cost_ns(by, programs.timed));
+    let (by, cost_ns, links) = programs.attach(&site, request, hit_ns, &types)?;
     let allowance = allowance(cost_ns);
-    programs.limit(allowance, request.max_hits);
+    drop(types);
     super::give_memory_back();
     attached();
     let waiting = Waiting {
@@ -423,7 +416,7 @@ fn place(request: &TraceRequest, file: &Path) -> Result<(Place, bool), PlaceErro
 }
 
 /// The paths of all cgroups by id.
-fn names(watched: &Watched) -> BTreeMap<u64, Arc<str>> {
+pub(super) fn names(watched: &Watched) -> BTreeMap<u64, Arc<str>> {
     let mut found = Vec::new();
     walk(&watched.root, "/", &mut found);
     found
@@ -513,7 +506,8 @@ impl Programs {
         let timed = self.timed;
         let object = &mut self.object;
         let hit_ns = trap::hit_ns(stepping, |file, offset| {
-            let at = |object: &mut Object, program| object.attach_to_code(program, file, offset);
+            let at =
+                |object: &mut Object, program| object.attach_to_code(program, file, offset, None);
             let returned = timed.then(|| at(object, "returned")).transpose()?;
             Ok(Links {
                 entered: at(object, "entered")?,
@@ -535,20 +529,28 @@ impl Programs {
         Ok(hit_ns)
     }
 
-    /// Puts the programs there.
+    /// Puts the programs there: by what, and what a hit is taken to cost.
     fn attach(
         &mut self,
         site: &Site,
         request: &TraceRequest,
+        hit_ns: Option<u64>,
         types: &KernelTypes,
-    ) -> Result<(Means, Links), TraceError> {
+    ) -> Result<(Means, u64, Links), TraceError> {
+        let timed = self.timed;
+        let cost_ns = |by| hit_ns.unwrap_or_else(|| site.cost_ns(by, timed));
+        // The limits hold from the first hit on.
+        let limit = |programs: &Self, by| {
+            programs.limit(allowance(cost_ns(by)), request.max_hits);
+        };
         let home = match site {
             Site::File { file, place, .. } => {
                 let at = |object: &mut Object, program| {
-                    object.attach_to_code(program, file, place.offset)
+                    object.attach_to_code(program, file, place.offset, None)
                 };
+                limit(self, Means::Uprobe);
                 let links = self.links(at, "entered", "returned")?;
-                return Ok((Means::Uprobe, links));
+                return Ok((Means::Uprobe, cost_ns(Means::Uprobe), links));
             }
             Site::Kernel(home) => home,
         };
@@ -559,19 +561,22 @@ impl Programs {
             Home::Module(module) => Err(format!("it is in module {module}")),
             Home::Kernel if request.force_fallback => Err("not asked for".to_owned()),
             Home::Kernel => {
-                let links = self.links(at, "kernel_entered", "kernel_returned");
-                match links {
-                    Ok(links) => return Ok((Means::Fentry, links)),
+                limit(self, Means::Fentry);
+                match self.links(at, "kernel_entered", "kernel_returned") {
+                    Ok(links) => return Ok((Means::Fentry, cost_ns(Means::Fentry), links)),
                     Err(why) => Err(why.to_string()),
                 }
             }
         };
         let has_kprobes = kernel_function::has_kprobes();
         let kprobe = match &has_kprobes {
-            Ok(()) => match self.links(at, "kernel_probed", "kernel_probe_returned") {
-                Ok(links) => return Ok((Means::Kprobe, links)),
-                Err(why) => Err(why.to_string()),
-            },
+            Ok(()) => {
+                limit(self, Means::Kprobe);
+                match self.links(at, "kernel_probed", "kernel_probe_returned") {
+                    Ok(links) => return Ok((Means::Kprobe, cost_ns(Means::Kprobe), links)),
+                    Err(why) => Err(why.to_string()),
+                }
+            }
             Err(why) => Err(why.clone()),
         };
         // Is it this function, or all of them?
@@ -799,24 +804,11 @@ impl Waiting<'_> {
 
     /// Sleeps until `until`, a record, or the stop; whether it is the stop.
     fn sleep(&self, until: Duration) -> Result<bool, TraceError> {
-        let left = until.saturating_sub(now());
-        let left = rustix::time::Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
         let events = self.programs.events.as_fd();
-        let mut fds = [
-            PollFd::from_borrowed_fd(events, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
-        ];
-        match poll(&mut fds, Some(&left)) {
-            Ok(_) => Ok(!fds[1].revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(why) => Err(TraceError::System {
-                what: "cannot wait for the kernel's records",
-                why: why.into(),
-            }),
-        }
+        sleep(self.stop, &[events], until).map_err(|why| TraceError::System {
+            what: "cannot wait for the kernel's records",
+            why,
+        })
     }
 
     fn too_hot(&self, began: Duration, window: Duration, at: Duration) -> Result<Over, TraceError> {
@@ -838,8 +830,4 @@ impl Waiting<'_> {
             allowed: MAY_COST * 1e9 / self.cost_ns as f64,
         })
     }
-}
-
-fn now() -> Duration {
-    SystemClock.now().mono
 }

@@ -13,6 +13,7 @@ pub mod function;
 pub mod futexes;
 mod glob;
 pub mod governor;
+pub mod heap;
 mod holder;
 pub mod interrupts;
 mod kernel_function;
@@ -44,6 +45,7 @@ mod syscall_names;
 pub mod syscalls;
 mod targets;
 mod trap;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

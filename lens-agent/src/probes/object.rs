@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
@@ -477,12 +478,14 @@ impl Object {
         })
     }
 
-    /// Puts `program` at `offset` of `file`, for whoever runs it, until the link is dropped.
+    /// Puts `program` at `offset` of `file`, for whoever runs it or for one process, until the link is
+    /// dropped.
     pub(super) fn attach_to_code(
         &mut self,
         program: &'static str,
         file: &Path,
         offset: u64,
+        process: Option<NonZeroU32>,
     ) -> Result<Attached, ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
         let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
@@ -492,8 +495,9 @@ impl Object {
             found.load().map_err(|why| refused(chain(&why)))?;
         }
         let place = UProbeAttachLocation::AbsoluteOffset(offset);
+        let scope = process.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let link = found
-            .attach(place, file, UProbeScope::AllProcesses)
+            .attach(place, file, scope)
             .map_err(|why| refused(chain(&why)))?;
         let link = found.take_link(link).map_err(|why| refused(chain(&why)))?;
         Ok(Attached(Box::new(link)))
@@ -675,6 +679,7 @@ mod tests {
             ("locks", bytes!("locks")),
             ("net", bytes!("net")),
             ("function", bytes!("function")),
+            ("heap", bytes!("heap")),
             ("profile", bytes!("profile")),
             ("offcpu", bytes!("offcpu")),
         ];

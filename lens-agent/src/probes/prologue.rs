@@ -15,7 +15,8 @@ use std::{
 };
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SectionIndex, SymbolFlags,
@@ -150,15 +151,29 @@ fn open(file: &Path) -> io::Result<File> {
 /// Sections by which a program of Go is known: its runtime moves stacks.
 const GO: [&str; 3] = [".gopclntab", ".go.buildinfo", ".note.go.buildid"];
 
+/// Whether a program that has such sections is one of Go.
+pub(super) fn is_go(has: impl Fn(&str) -> bool) -> bool {
+    GO.iter().any(|name| has(name))
+}
+
 /// Finds `name` in `file`.
 pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
-    let shown = || file.display().to_string();
+    let shown = file.display().to_string();
+    let opened = open(file).map_err(|why| PlaceError::Read {
+        file: shown.clone(),
+        why: why.to_string(),
+    })?;
+    find_in(opened, &shown, name)
+}
+
+/// Finds `name` in a file that is known as `file`.
+pub(super) fn find_in(opened: File, file: &str, name: &str) -> Result<Function, PlaceError> {
+    let shown = || file.to_owned();
     let unreadable = |why: &dyn std::fmt::Display| PlaceError::Read {
         file: shown(),
         why: why.to_string(),
     };
     let other = |why: String| PlaceError::Kind { file: shown(), why };
-    let opened = open(file).map_err(|why| unreadable(&why))?;
     let cache = ReadCache::new(opened);
     let elf = object::File::parse(&cache).map_err(|why| other(why.to_string()))?;
     if elf.architecture() != object::Architecture::X86_64 {
@@ -213,7 +228,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     Ok(Function {
         offset: in_file + into,
         code: code.to_vec(),
-        moves_stacks: GO.iter().any(|name| elf.section_by_name(name).is_some()),
+        moves_stacks: is_go(|name| elf.section_by_name(name).is_some()),
     })
 }
 
@@ -268,6 +283,22 @@ pub(super) fn choose(function: &Function, returns: bool) -> Result<Place, String
         }
     }
     lately.ok_or_else(|| seen.join(", "))
+}
+
+/// Whether the registers of the first three arguments are at `place` as the caller left them.
+pub(super) fn keeps_arguments(function: &Function, place: &Place) -> bool {
+    const ARGUMENTS: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
+    let mut factory = InstructionInfoFactory::new();
+    let mut decoder = Decoder::with_ip(64, &function.code, 0, DecoderOptions::NONE);
+    let before = decoder.iter().take_while(|i| i.ip() < place.skipped);
+    let writes = |instruction: Instruction| {
+        let used = factory.info(&instruction).used_registers();
+        used.iter().any(|register| {
+            !matches!(register.access(), OpAccess::Read | OpAccess::CondRead)
+                && ARGUMENTS.contains(&register.register().full_register())
+        })
+    };
+    !before.map(writes).any(|writes| writes)
 }
 
 /// The function's first instruction, whatever it is.
@@ -383,6 +414,22 @@ mod tests {
         // cmp rsp, [r14+16], as Go begins; jbe forward
         let go = [0x49, 0x3b, 0x66, 0x10, 0x76, 0x10, 0x55];
         check(&go, Some((4, "jbe")), Some((4, "jbe")));
+    }
+
+    #[test]
+    fn a_place_behind_a_change_of_an_argument_is_known() {
+        for (code, keeps) in [
+            // mov r12, rdx; push rbp
+            (&[0x49, 0x89, 0xd4, 0x55][..], true),
+            // mov edi, eax; push rbp
+            (&[0x89, 0xc7, 0x55], false),
+            // test rdi, rdi; push rbp
+            (&[0x48, 0x85, 0xff, 0x55], true),
+        ] {
+            let function = function(code);
+            let place = choose(&function, true).unwrap();
+            assert_eq!(keeps_arguments(&function, &place), keeps, "{code:x?}");
+        }
     }
 
     #[test]

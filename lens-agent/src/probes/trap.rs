@@ -22,6 +22,7 @@ global_asm!(
     ".globl lens_trap_push, lens_trap_nop, lens_trap_lea",
     ".type lens_trap_push, @function",
     "lens_trap_push: push rbp",
+    "mov rax, rdi",
     "pop rbp",
     "ret",
     ".size lens_trap_push, . - lens_trap_push",
@@ -74,7 +75,7 @@ fn call_ns(function: Function, calls: u32) -> u64 {
     for batch in &mut batches {
         let start = SystemClock.now();
         for _ in 0..calls {
-            // SAFETY: it takes a number, and leaves everything as it was.
+            // SAFETY: it takes a number, gives one, and leaves the rest as it was.
             std::hint::black_box(unsafe { function(1) });
         }
         let ns = SystemClock.now().since(&start).as_nanos() / u128::from(calls);
@@ -117,7 +118,7 @@ mod tests {
             let from = usize::try_from(offset).unwrap();
             let code = &bytes[from..from + 4];
             let known: [&[u8]; 3] = [
-                &[0x55, 0x5d, 0xc3],
+                &[0x55, 0x48, 0x89, 0xf8],
                 &[0x0f, 0x1f, 0x44, 0],
                 &[0x48, 0x8d, 0x47, 1],
             ];
