@@ -3,6 +3,7 @@
 use std::{os::fd::AsFd as _, os::unix::net::UnixStream, sync::mpsc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use lens_agent::base::clock::{Clock as _, SystemClock};
 use lens_agent::probes::{
     Watched,
     heap::{HeapEnded, HeapError, HeapReading, HeapRequest, HeapSite, heap},
@@ -148,6 +149,8 @@ fn what_is_sampled_is_scaled() -> Result<()> {
     let cgroup = Cgroup::new("heap-sampled")?;
     let mut process = Work::of(PROGRAM, &cgroup)?;
     let sampled = HeapRequest {
+        pids: Vec::new(),
+        cgroups: vec![cgroup.path().to_owned()],
         one_in: 4,
         ..request(process.pid())
     };
@@ -172,6 +175,27 @@ fn what_is_sampled_is_scaled() -> Result<()> {
     Ok(())
 }
 
+/// CPU time of a process's threads, in nanoseconds.
+fn cpu_ns(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let told = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        sum += told.split(' ').next().context("no time")?.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Has a process allocate all the time meanwhile: how often it did in a second of CPU time.
+fn flooded(process: &mut Work, meanwhile: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let before = cpu_ns(process.pid())?;
+    process.run("flood 0")?;
+    meanwhile()?;
+    let took = cpu_ns(process.pid())? - before;
+    let said = process.run("calls")?;
+    let calls = said["calls"].as_u64().context("no calls")?;
+    Ok(calls as f64 * 1e9 / took as f64)
+}
+
 #[test]
 fn who_allocates_all_the_time_is_refused_and_loses_little() -> Result<()> {
     if !root_or_say_not_run()? {
@@ -179,20 +203,35 @@ fn who_allocates_all_the_time_is_refused_and_loses_little() -> Result<()> {
     }
     let cgroup = Cgroup::new("heap-hot")?;
     let mut process = Work::of(PROGRAM, &cgroup)?;
-    process.run("flood 0")?;
     let hot = HeapRequest {
         budget_percent: 10.0,
         ..request(process.pid())
     };
-    let refused = looked_at(&hot, || Ok(())).err().context("it was allowed")?;
-    process.run("calls")?;
+    let mut refused = None;
+    let mut took = Duration::ZERO;
+    let with = flooded(&mut process, || {
+        let began = SystemClock.now();
+        refused = looked_at(&hot, || Ok(())).err();
+        took = SystemClock.now().since(&began);
+        Ok(())
+    })?;
+    let without = flooded(&mut process, || {
+        std::thread::park_timeout(took);
+        Ok(())
+    })?;
     process.end()?;
+    let refused = refused.context("it was allowed")?;
     let why = refused.downcast_ref::<HeapError>();
     ensure!(
         matches!(why, Some(HeapError::Hot { rate, .. }) if *rate > 100_000.0),
         "{refused:#}"
     );
-    println!("{refused:#}");
+    println!(
+        "{refused:#}; until then it did {:.2} of its work",
+        with / without
+    );
+    // All of it with breakpoints would be a tenth.
+    assert!(with > 0.6 * without, "{with} {without}");
     Ok(())
 }
 

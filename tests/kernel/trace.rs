@@ -545,19 +545,17 @@ fn limits_hold_for_kernel_functions_too() -> Result<()> {
         ..of_kernel(GETPGID)
     };
     for (by, request) in by_all_means(limited)? {
+        // No call while the kernel changes its code: QEMU before 8.1 may get that wrong.
         let (stop, _stopper) = UnixStream::pair()?;
-        let mut started = Ok(serde_json::Value::Null);
+        let mut called = Ok(serde_json::Value::Null);
         let reading = trace(&request, &watched()?, stop.as_fd(), || {
-            started = process.run("flood getpgid");
+            called = process.run(&format!("call getpgid {MOST} 0"));
         });
-        started?;
-        process.run("stop")?;
+        called?;
+        process.run("call getpgid 500 0")?;
         let reading = reading?;
-        assert_eq!(
-            (reading.calls, reading.ended),
-            (MOST, Ended::Hits),
-            "{by:?}"
-        );
+        let over = (reading.calls, reading.overshoot, reading.ended);
+        assert_eq!(over, (MOST, 0, Ended::Hits), "{by:?}");
         assert_eq!(reading.cgroups[cgroup.path()].calls, MOST, "{by:?}");
     }
     process.end()

@@ -14,7 +14,7 @@ const SYMBOLS: &str = "/proc/kallsyms";
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 /// Where it says that it takes them in programs (`CONFIG_UPROBE_EVENTS`).
 const UPROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
-/// A function that the kernel has for trying `fentry` (net/bpf/test_run.c) and never calls otherwise.
+/// A function that the kernel has for trying `fentry` (`net/bpf/test_run.c`) and never calls otherwise.
 pub(super) const TRIED: &str = "bpf_fentry_test1";
 
 /// Why a function of the kernel cannot be traced.

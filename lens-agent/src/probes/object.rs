@@ -96,6 +96,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// A verifier's log runs to thousands of lines; what it objects to stands in the last ones.
 fn without_trace(text: &str) -> String {
     const KEPT: usize = 4;
+    // Where the kernel says no before it verifies anything, there is no log.
+    let text = text.trim_end().trim_end_matches(". Verifier output:");
     let lines: Vec<&str> = text.lines().collect();
     if lines.len() <= 2 * KEPT {
         return text.to_owned();

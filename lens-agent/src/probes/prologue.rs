@@ -290,7 +290,7 @@ pub(super) fn keeps_arguments(function: &Function, place: &Place) -> bool {
     const ARGUMENTS: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
     let mut factory = InstructionInfoFactory::new();
     let mut decoder = Decoder::with_ip(64, &function.code, 0, DecoderOptions::NONE);
-    let before = decoder.iter().take_while(|i| i.ip() < place.skipped);
+    let mut before = decoder.iter().take_while(|i| i.ip() < place.skipped);
     let writes = |instruction: Instruction| {
         let used = factory.info(&instruction).used_registers();
         used.iter().any(|register| {
@@ -298,7 +298,7 @@ pub(super) fn keeps_arguments(function: &Function, place: &Place) -> bool {
                 && ARGUMENTS.contains(&register.register().full_register())
         })
     };
-    !before.map(writes).any(|writes| writes)
+    !before.any(writes)
 }
 
 /// The function's first instruction, whatever it is.

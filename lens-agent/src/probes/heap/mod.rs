@@ -271,58 +271,47 @@ pub fn heap(
             Ok(())
         }
     })?;
-    let tried = waiting.rate(&mut programs);
-    let rate = match tried {
-        Ok(rate) => rate,
-        Err(why) => {
-            detach(links);
-            return Err(why);
-        }
-    };
-    let Some(one_in) = costs.one_in(rate, PLANNED * allowed, request.one_in) else {
-        detach(links);
-        return Err(hot(rate));
-    };
-    let hit_ns = costs.hit_ns_at(one_in);
-    let (tried, cpu_before) = (programs.state().traps, waiting.cpu_time());
-    let mut credit = Credit {
+    let rate = waiting.rate(&mut programs)?;
+    let one_in = costs.one_in(rate, PLANNED * allowed, request.one_in);
+    let one_in = one_in.ok_or_else(|| hot(rate))?;
+    let mut spending = Spending {
         part: request.budget_percent / 100.0,
         left: allowed * SAVED.as_secs_f64(),
+        hit_ns: costs.hit_ns_at(one_in),
     };
-    programs.limit(tried + credit.hits(hit_ns));
+    let (tried, cpu_before) = (programs.state().traps, waiting.cpu_time());
+    programs.limit(tried + spending.hits());
     programs.set_word(std::mem::offset_of!(Heaping, one_in), one_in);
     counting();
     let began = now();
-    let over = waiting.wait(&mut programs, began + request.span, hit_ns, &mut credit);
+    let ended = waiting.wait(&mut programs, began + request.span, &mut spending);
     // Nothing that comes now is followed any more, nor what is freed.
     programs.set_word(std::mem::offset_of!(Heaping, one_in), 0);
     let elapsed = now().saturating_sub(began);
-    let state = programs.state();
     let cpu = waiting.cpu_time().saturating_sub(cpu_before);
     symbols.meet(&waiting.samples(), true);
-    detach(links);
-    let ended = over?;
-    let (sites, quality) = programs.read(&targets, &mut symbols, one_in)?;
-    let traps = state.traps - tried;
-    Ok(HeapReading {
-        pids: targets.iter().map(|target| target.pid.get()).collect(),
-        elapsed_ms: ms(elapsed),
-        ended,
+    drop(links);
+    let over = Over {
+        ended: ended?,
+        elapsed,
+        cpu,
+        tried,
         one_in,
-        allocs: state.allocs,
-        bytes: state.bytes,
-        frees: state.frees,
-        older_frees: state.older_frees * one_in,
-        bytes_per_sec: state.bytes as f64 / elapsed.as_secs_f64().max(1e-9),
-        outstanding_bytes: sites.iter().map(|site| site.outstanding_bytes).sum(),
-        outstanding: sites.iter().map(|site| site.outstanding).sum(),
-        traps,
-        hit_ns,
-        cost_ms: traps as f64 * hit_ns as f64 / 1e6,
-        cpu_ms: ms(cpu),
-        sites,
-        quality,
-    })
+        hit_ns: spending.hit_ns,
+    };
+    programs.read(&targets, &mut symbols, &over)
+}
+
+/// How it ended.
+struct Over {
+    ended: HeapEnded,
+    elapsed: Duration,
+    /// CPU time of the processes meanwhile.
+    cpu: Duration,
+    /// Hits before anything counted.
+    tried: u64,
+    one_in: u64,
+    hit_ns: u64,
 }
 
 fn ms(time: Duration) -> f64 {
@@ -420,13 +409,15 @@ impl Costs {
 
 /// CPU time that the trace may still cost, in seconds.
 #[derive(Clone, Copy, Debug)]
-struct Credit {
+struct Spending {
     /// Of each second of the processes' CPU time so much.
     part: f64,
     left: f64,
+    /// What a hit costs.
+    hit_ns: u64,
 }
 
-impl Credit {
+impl Spending {
     /// Books a time in which the processes had so much CPU time and it has cost so much; whether there
     /// is anything left.
     fn book(&mut self, time: Duration, cpu: Duration, cost: Duration) -> bool {
@@ -440,25 +431,29 @@ impl Credit {
     }
 
     /// Hits that it is enough for.
-    fn hits(self, hit_ns: u64) -> u64 {
+    fn hits(self) -> u64 {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a small positive number"
         )]
         let ns = (self.left.max(0.0) * 1e9) as u64;
-        (ns / hit_ns.max(1)).max(1)
+        (ns / self.hit_ns.max(1)).max(1)
     }
 }
 
-/// Takes breakpoints away: each goes at once, but that is known only after all CPUs have left the
-/// programs.
-fn detach(links: Vec<Attached>) {
-    std::thread::scope(|scope| {
-        for link in links {
-            scope.spawn(move || drop(link));
-        }
-    });
+/// Breakpoints. Each goes at once when it is taken away, but its call returns only after all CPUs have
+/// left the programs.
+struct Links(Vec<Attached>);
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            for link in self.0.drain(..) {
+                scope.spawn(move || drop(link));
+            }
+        });
+    }
 }
 
 /// A [`At`] and a [`Site`] in words.
@@ -567,8 +562,8 @@ impl Programs {
         &mut self,
         targets: &[Target],
         may: impl Fn(f64) -> Result<(), HeapError>,
-    ) -> Result<Vec<Attached>, HeapError> {
-        let mut links = Vec::new();
+    ) -> Result<Links, HeapError> {
+        let mut links = Links(Vec::new());
         let began = now();
         for target in targets {
             let places = places(target)?;
@@ -580,15 +575,12 @@ impl Programs {
                 };
                 // The return first: what is noted is then seen to return.
                 let returned = (program != "free").then(|| at("returned")).transpose()?;
-                links.extend(returned);
-                links.push(at(program)?);
+                links.0.extend(returned);
+                links.0.push(at(program)?);
                 let hits = self.state().traps;
                 let so_far = now().saturating_sub(began);
-                if hits > TRIED
-                    && let Err(why) = may(hits as f64 / so_far.as_secs_f64())
-                {
-                    detach(links);
-                    return Err(why);
+                if hits > TRIED {
+                    may(hits as f64 / so_far.as_secs_f64())?;
                 }
             }
         }
@@ -596,17 +588,12 @@ impl Programs {
     }
 
     /// What was allocated where, with names.
-    fn read(
+    fn sites(
         &self,
         targets: &[Target],
         symbols: &mut Symbols,
         one_in: u64,
-    ) -> Result<(Vec<HeapSite>, Quality), HeapError> {
-        let mut quality = Quality::default();
-        self.losses.tell(&mut quality);
-        if one_in > 1 {
-            quality.sampled.insert("heap".to_owned(), one_in);
-        }
+    ) -> Result<Vec<HeapSite>, HeapError> {
         let mut samples = Vec::new();
         let mut counted = Vec::new();
         for entry in &self.sites {
@@ -655,7 +642,43 @@ impl Programs {
         };
         let mut sites: Vec<_> = sites.into_iter().map(site).collect();
         sites.sort_by_key(|site| Reverse((site.outstanding_bytes, site.bytes)));
-        Ok((sites, quality))
+        Ok(sites)
+    }
+
+    fn read(
+        &self,
+        targets: &[Target],
+        symbols: &mut Symbols,
+        over: &Over,
+    ) -> Result<HeapReading, HeapError> {
+        let one_in = over.one_in;
+        let mut quality = Quality::default();
+        self.losses.tell(&mut quality);
+        if one_in > 1 {
+            quality.sampled.insert("heap".to_owned(), one_in);
+        }
+        let sites = self.sites(targets, symbols, one_in)?;
+        let state = self.state();
+        let traps = state.traps - over.tried;
+        Ok(HeapReading {
+            pids: targets.iter().map(|target| target.pid.get()).collect(),
+            elapsed_ms: ms(over.elapsed),
+            ended: over.ended,
+            one_in,
+            allocs: state.allocs,
+            bytes: state.bytes,
+            frees: state.frees,
+            older_frees: state.older_frees * one_in,
+            bytes_per_sec: state.bytes as f64 / over.elapsed.as_secs_f64().max(1e-9),
+            outstanding_bytes: sites.iter().map(|site| site.outstanding_bytes).sum(),
+            outstanding: sites.iter().map(|site| site.outstanding).sum(),
+            traps,
+            hit_ns: over.hit_ns,
+            cost_ms: traps as f64 * over.hit_ns as f64 / 1e6,
+            cpu_ms: ms(over.cpu),
+            sites,
+            quality,
+        })
     }
 }
 
@@ -743,8 +766,7 @@ impl Waiting<'_> {
         &self,
         programs: &mut Programs,
         end: Duration,
-        hit_ns: u64,
-        credit: &mut Credit,
+        spending: &mut Spending,
     ) -> Result<HeapEnded, HeapError> {
         let (mut window, mut cpu, mut traps) = (now(), self.cpu_time(), programs.state().traps);
         loop {
@@ -762,9 +784,9 @@ impl Waiting<'_> {
             let then = std::mem::replace(&mut window, now());
             let cpu_then = std::mem::replace(&mut cpu, self.cpu_time());
             let traps_then = std::mem::replace(&mut traps, programs.state().traps);
-            let cost = Duration::from_nanos((traps - traps_then) * hit_ns);
+            let cost = Duration::from_nanos((traps - traps_then) * spending.hit_ns);
             let had = cpu.saturating_sub(cpu_then);
-            let is_left = credit.book(window.saturating_sub(then), had, cost);
+            let is_left = spending.book(window.saturating_sub(then), had, cost);
             if window >= end {
                 return Ok(HeapEnded::Time);
             }
@@ -774,7 +796,7 @@ impl Waiting<'_> {
             if !self.targets.iter().any(Target::lives) {
                 return Ok(HeapEnded::Gone);
             }
-            programs.limit(traps + credit.hits(hit_ns));
+            programs.limit(traps + spending.hits());
         }
     }
 }
@@ -786,19 +808,21 @@ mod tests {
     #[test]
     fn what_is_not_used_is_saved_for_a_second() {
         let (window, ms) = (Duration::from_millis(200), Duration::from_millis);
-        let mut credit = Credit {
+        let mut spending = Spending {
             part: 0.1,
             left: 0.01,
+            hit_ns: 1_000,
         };
-        assert_eq!(credit.hits(1_000), 10_000);
+        assert_eq!(spending.hits(), 10_000);
         // A burst of what sleeps otherwise.
-        assert!(credit.book(window, ms(1), ms(5)));
-        assert_eq!(credit.hits(1_000), 7_000);
-        assert!(!credit.book(window, ms(5), ms(20)));
+        assert!(spending.book(window, ms(1), ms(5)));
+        assert_eq!(spending.hits(), 7_000);
+        assert!(!spending.book(window, ms(5), ms(20)));
         // One CPU, used all the time.
-        let mut busy = Credit {
+        let mut busy = Spending {
             part: 0.1,
             left: 0.1,
+            hit_ns: 1_000,
         };
         assert!(busy.book(window, ms(200), ms(20)));
         assert!((busy.left - 0.1).abs() < 1e-9);
