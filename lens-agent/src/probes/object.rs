@@ -667,7 +667,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 15] = [
+        let all: [(&str, Variants); 16] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use self::target::Target;
 use super::{
-    GlobError, Globs, KernelTypes, KernelTypesError, NamedStack, ObjectError, Watched,
+    GlobError, Globs, KernelTypes, KernelTypesError, NamedStack, ObjectError, Watched, batch,
     function::names,
     keyed::store,
     mapped::Mapped,
@@ -596,11 +596,11 @@ impl Programs {
     ) -> Result<Vec<HeapSite>, HeapError> {
         let mut samples = Vec::new();
         let mut counted = Vec::new();
-        for entry in &self.sites {
-            let (place, words) = entry.map_err(|why| ObjectError::Load {
-                object: "heap",
-                why: why.to_string(),
-            })?;
+        let sites = batch::entries(&self.sites).map_err(|why| HeapError::System {
+            what: "cannot read what was allocated where",
+            why,
+        })?;
+        for (place, words) in sites {
             let [_, tgid, space, user, _] = place;
             let mut user = self.stacks.frames_of(user);
             // It is where the call returns to; what is called last in a function returns behind its end.
