@@ -227,7 +227,7 @@ fn who_allocates_all_the_time_is_refused_and_loses_little() -> Result<()> {
         "{refused:#}"
     );
     println!(
-        "{refused:#}; until then it did {:.2} of its work",
+        "{refused:#}; in the {took:?} until then it did {:.2} of its work",
         with / without
     );
     // All of it with breakpoints would be a tenth.

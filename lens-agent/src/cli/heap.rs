@@ -27,8 +27,9 @@ use crate::{
 /// Each call of the allocator costs the process two breakpoints, each free one: about a microsecond
 /// each, measured on this machine before. If that would be more than `--budget`, one address in so
 /// many is followed, and what is shown is scaled; if the breakpoints alone are too much, it is
-/// refused. The kernel enforces the limit. What was allocated before and is freed meanwhile is
-/// counted apart: its size is not known. Go, static programs and other allocators are refused.
+/// refused. The kernel tells at once when a limit is reached; to take the breakpoints away takes it
+/// 100 ms each. What was allocated before and is freed meanwhile is counted apart: its size is not
+/// known. Go, static programs and other allocators are refused.
 #[derive(Debug, clap::Args)]
 pub(super) struct Heap {
     /// Processes to look at

@@ -263,14 +263,17 @@ pub fn heap(
         allowed,
         budget_percent: request.budget_percent,
     };
-    let links = programs.attach(&targets, |rate| {
-        let cost = costs.of(rate, FEWEST);
-        if cost > allowed {
-            Err(hot(rate))
-        } else {
-            Ok(())
-        }
-    })?;
+    let may = |rate| {
+        let is_allowed = costs.of(rate, FEWEST) <= allowed;
+        is_allowed.then_some(()).ok_or_else(|| hot(rate))
+    };
+    // A breakpoint is there until its call to take it away has returned, a tenth of a second later, and
+    // they wait for each other. So first it is one; an allocation that is freed is three hits.
+    let tried = programs.attach_one(&targets)?;
+    let rate = 3.0 * waiting.rate(&mut programs)?;
+    drop(tried);
+    may(rate)?;
+    let links = programs.attach(&targets, may)?;
     let rate = waiting.rate(&mut programs)?;
     let one_in = costs.one_in(rate, PLANNED * allowed, request.one_in);
     let one_in = one_in.ok_or_else(|| hot(rate))?;
@@ -442,8 +445,8 @@ impl Spending {
     }
 }
 
-/// Breakpoints. Each goes at once when it is taken away, but its call returns only after all CPUs have
-/// left the programs.
+/// Breakpoints. Taking one away waits until all CPUs have left the programs, and the kernel does that
+/// one after the other (`event_mutex`): some 100 ms each, in the order of the functions.
 struct Links(Vec<Attached>);
 
 impl Drop for Links {
@@ -556,6 +559,22 @@ impl Programs {
         })
     }
 
+    /// Puts the program of `malloc` into all of them.
+    fn attach_one(&mut self, targets: &[Target]) -> Result<Links, HeapError> {
+        let mut links = Links(Vec::new());
+        for target in targets {
+            let place = places(target)?.into_iter().next();
+            if let Some((program, offset)) = place {
+                let (file, process) = (target.file(), Some(target.pid));
+                let link = self
+                    .object
+                    .attach_to_code(program, &file, offset, process)?;
+                links.0.push(link);
+            }
+        }
+        Ok(links)
+    }
+
     /// Puts the programs into all of them; `may` is asked in between whether it may go on, with the hits
     /// a second so far.
     fn attach(
@@ -564,7 +583,7 @@ impl Programs {
         may: impl Fn(f64) -> Result<(), HeapError>,
     ) -> Result<Links, HeapError> {
         let mut links = Links(Vec::new());
-        let began = now();
+        let (began, before) = (now(), self.state().traps);
         for target in targets {
             let places = places(target)?;
             let file = target.file();
@@ -577,7 +596,7 @@ impl Programs {
                 let returned = (program != "free").then(|| at("returned")).transpose()?;
                 links.0.extend(returned);
                 links.0.push(at(program)?);
-                let hits = self.state().traps;
+                let hits = self.state().traps - before;
                 let so_far = now().saturating_sub(began);
                 if hits > TRIED {
                     may(hits as f64 / so_far.as_secs_f64())?;
