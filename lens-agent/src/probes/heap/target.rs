@@ -43,7 +43,10 @@ impl Target {
         let number = NonZeroU32::new(pid).ok_or_else(gone)?;
         let comm = fs::read(format!("/proc/{pid}/comm")).map_err(|_| gone())?;
         let comm = text::clean_bytes(comm.trim_ascii_end());
-        let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|_| gone())?;
+        let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|why| HeapError::System {
+            what: "cannot look at what the process maps",
+            why,
+        })?;
         let files = code(&String::from_utf8_lossy(&maps));
         let open = |mapped: &Mapped| -> io::Result<File> {
             // As the process sees it, in whatever mount namespace, and if it has been removed, too.
