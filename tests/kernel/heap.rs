@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use lens_agent::base::clock::{Clock as _, SystemClock};
 use lens_agent::probes::{
     Watched,
-    heap::{HeapEnded, HeapError, HeapReading, HeapRequest, HeapSite, heap},
+    heap::{HeapEnded, HeapError, HeapReading, HeapRequest, HeapSite, heap, possible},
 };
 use lens_tests::{
     cgroup::{Cgroup, Hierarchy},
@@ -89,13 +89,37 @@ fn by(reading: &HeapReading, function: &str) -> HeapSite {
     sum
 }
 
+/// A process that allocates by a shared C library; none where the tests are linked statically, as in
+/// guests: then sees to it that it is refused.
+fn process(cgroup: &Cgroup) -> Result<Option<Work>> {
+    // The kernel takes the programs, whatever there is to look at.
+    possible()?;
+    let process = Work::of(PROGRAM, cgroup)?;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.pid()))?;
+    if maps.contains("/libc.so") {
+        return Ok(Some(process));
+    }
+    let (stop, _stopper) = UnixStream::pair()?;
+    let seen = heap(&request(process.pid()), &watched()?, stop.as_fd(), || {});
+    process.end()?;
+    let why = seen.err().context("it was looked at")?.to_string();
+    ensure!(
+        why.contains("no C library (linked statically") && why.contains("glibc, musl"),
+        "{why}"
+    );
+    println!("NOT RUN: allocations (the tests are linked statically here)");
+    Ok(None)
+}
+
 #[test]
 fn what_is_not_freed_is_exact_by_site() -> Result<()> {
     if !root_or_say_not_run()? {
         return Ok(());
     }
     let cgroup = Cgroup::new("heap")?;
-    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let Some(mut process) = process(&cgroup)? else {
+        return Ok(());
+    };
     process.run("leak 300 1000")?;
     let (reading, ()) = looked_at(&request(process.pid()), || {
         // Of before: 300 frees whose sizes are not known.
@@ -147,7 +171,9 @@ fn what_is_sampled_is_scaled() -> Result<()> {
         return Ok(());
     }
     let cgroup = Cgroup::new("heap-sampled")?;
-    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let Some(mut process) = process(&cgroup)? else {
+        return Ok(());
+    };
     let sampled = HeapRequest {
         pids: Vec::new(),
         cgroups: vec![cgroup.path().to_owned()],
@@ -202,7 +228,9 @@ fn who_allocates_all_the_time_is_refused_and_loses_little() -> Result<()> {
         return Ok(());
     }
     let cgroup = Cgroup::new("heap-hot")?;
-    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let Some(mut process) = process(&cgroup)? else {
+        return Ok(());
+    };
     let hot = HeapRequest {
         budget_percent: 10.0,
         ..request(process.pid())
@@ -241,7 +269,9 @@ fn a_trace_stays_within_its_budget() -> Result<()> {
         return Ok(());
     }
     let cgroup = Cgroup::new("heap-budget")?;
-    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let Some(mut process) = process(&cgroup)? else {
+        return Ok(());
+    };
     // Some tens of thousands of allocations in a second of CPU time.
     process.run("flood 5000")?;
     let budgeted = HeapRequest {

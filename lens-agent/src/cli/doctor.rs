@@ -178,6 +178,10 @@ fn traces(watched: &probes::Watched, checks: &mut Vec<Check>) {
         "traces of programs' functions",
         "how often a program's function is called, and how long it takes (`lens trace FILE:FUNCTION`)",
     );
+    const OF_ALLOCATIONS: (&str, &str) = (
+        "traces of programs' allocations",
+        "where a program allocates memory that it does not free (`lens heap PID`)",
+    );
     const OF_KERNEL: (&str, &str) = (
         "traces of the kernel's functions",
         "how often a function of the kernel is called, by whom, and how long it takes (`lens trace kernel:FUNCTION`)",
@@ -199,7 +203,17 @@ fn traces(watched: &probes::Watched, checks: &mut Vec<Check>) {
         }
         Err(why) => (Err(why.to_string()), Err(why.to_string())),
     };
-    for ((name, blind), found) in [(OF_PROGRAMS, of_programs), (OF_KERNEL, of_kernel)] {
+    let allocations = match &of_programs {
+        Ok(by) => probes::heap::possible()
+            .map(|()| by.clone())
+            .map_err(|why| why.to_string()),
+        Err(why) => Err(why.clone()),
+    };
+    for ((name, blind), found) in [
+        (OF_PROGRAMS, of_programs),
+        (OF_ALLOCATIONS, allocations),
+        (OF_KERNEL, of_kernel),
+    ] {
         checks.push(Check::on_demand(name, found, blind));
     }
 }

@@ -11,7 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{
-        Iter, Program, ProgramError,
+        Iter, Program, ProgramError, UProbe,
         tp_btf::BtfTracePointLinkId,
         uprobe::{UProbeAttachLocation, UProbeScope},
     },
@@ -480,6 +480,18 @@ impl Object {
         })
     }
 
+    /// A program for code, which the kernel has taken.
+    pub(super) fn for_code(&mut self, program: &'static str) -> Result<&mut UProbe, ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such uprobe".to_owned()));
+        };
+        if found.fd().is_err() {
+            found.load().map_err(|why| refused(chain(&why)))?;
+        }
+        Ok(found)
+    }
+
     /// Puts `program` at `offset` of `file`, for whoever runs it or for one process, until the link is
     /// dropped.
     pub(super) fn attach_to_code(
@@ -490,12 +502,7 @@ impl Object {
         process: Option<NonZeroU32>,
     ) -> Result<Attached, ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
-        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
-            return Err(refused("the object has no such uprobe".to_owned()));
-        };
-        if found.fd().is_err() {
-            found.load().map_err(|why| refused(chain(&why)))?;
-        }
+        let found = self.for_code(program)?;
         let place = UProbeAttachLocation::AbsoluteOffset(offset);
         let scope = process.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let link = found

@@ -305,6 +305,16 @@ pub fn heap(
     programs.read(&targets, &mut symbols, &over)
 }
 
+/// Whether this kernel takes the programs; attaches nothing.
+pub fn possible() -> Result<(), HeapError> {
+    let mut programs = Programs::load(&KernelTypes::of_running_kernel()?)?;
+    let all = FUNCTIONS.iter().map(|(_, program)| *program);
+    for program in all.chain(["returned"]) {
+        programs.object.for_code(program)?;
+    }
+    Ok(())
+}
+
 /// How it ended.
 struct Over {
     ended: HeapEnded,
