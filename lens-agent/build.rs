@@ -25,6 +25,7 @@ const OBJECTS: &[&str] = &[
     "locks",
     "net",
     "function",
+    "heap",
     "profile",
     "offcpu",
 ];

@@ -1,4 +1,4 @@
-//! The function object: the calls of one user-space function, for a bounded time.
+//! The function object: the calls of one function, for a bounded time.
 
 use crate::{hist::Hist, plain};
 
@@ -8,6 +8,8 @@ pub const DEPTH: usize = 8;
 
 /// Cgroups with counters of their own; the others share those of id 0.
 pub const CALLERS: u32 = 256;
+/// Tasks that can be in a function of the kernel at once, if its calls are timed.
+pub const IN_KERNEL: u32 = 4096;
 /// Cgroups that can be asked for.
 pub const ASKED: u32 = 4096;
 /// Bytes for records; there are never more than a few.
@@ -55,7 +57,8 @@ pub struct Calls {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Frame {
-    /// The stack pointer, where the return address lies.
+    /// A place on the stack by which the call is known: where its return address lies; of the kernel's
+    /// functions, perhaps where its arguments do.
     pub sp: u64,
     /// When it began.
     pub at_ns: u64,

@@ -9,6 +9,7 @@ pub mod block;
 pub mod files;
 pub mod function;
 pub mod futex;
+pub mod heap;
 pub mod hist;
 pub mod holder;
 pub mod interrupts;

@@ -11,6 +11,8 @@ mod governed;
 #[cfg(test)]
 mod governor;
 #[cfg(test)]
+mod heap;
+#[cfg(test)]
 mod interrupts;
 #[cfg(test)]
 mod lifecycle;

@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lens_agent::{
     base::clock::{Clock as _, SystemClock},
-    probes::{Ended, FunctionReading, TraceError, TraceRequest, Watched, trace},
+    probes::{
+        Ended, FunctionReading, KernelFunctionError, Means, TraceError, TraceRequest, Watched,
+        trace, traceable,
+    },
 };
 use lens_tests::{
     cgroup::{Cgroup, Hierarchy},
@@ -29,13 +32,14 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_load_function");
 
 fn request(function: &str) -> TraceRequest {
     TraceRequest {
-        file: PathBuf::from(PROGRAM),
+        file: Some(PathBuf::from(PROGRAM)),
         function: function.to_owned(),
         span: Duration::from_secs(30),
         max_hits: 1_000_000,
         cgroups: Vec::new(),
         returns: true,
         single_step: false,
+        force_fallback: false,
     }
 }
 
@@ -58,7 +62,7 @@ fn traced<T>(
     let (attached, is_attached) = mpsc::channel();
     std::thread::scope(|scope| {
         let tracing = scope.spawn(|| {
-            trace(request, &watched, stop.as_fd(), |_| {
+            trace(request, &watched, stop.as_fd(), || {
                 let _ = attached.send(());
             })
         });
@@ -134,7 +138,8 @@ fn calls_are_counted_where_they_cannot_be_timed() -> Result<()> {
     };
     let reading = traced_work(&request, &["call traced_sub 700 0"])?;
     assert_eq!((reading.calls, reading.timed), (700, false));
-    assert_eq!(reading.place.instruction, "call");
+    let place = reading.place.context("no place")?;
+    assert_eq!(place.instruction, "call");
     Ok(())
 }
 
@@ -175,7 +180,7 @@ fn enough_calls_end_it() -> Result<()> {
     let mut process = Work::of(PROGRAM, &cgroup)?;
     let (stop, _stopper) = UnixStream::pair()?;
     let mut started = Ok(serde_json::Value::Null);
-    let reading = trace(&limited, &watched()?, stop.as_fd(), |_| {
+    let reading = trace(&limited, &watched()?, stop.as_fd(), || {
         started = process.run("flood traced_push");
     })?;
     started?;
@@ -212,7 +217,7 @@ fn traced_until_over(
     let watched = watched()?;
     let (stop, _stopper) = UnixStream::pair()?;
     let start = SystemClock.now();
-    let reading = trace(request, &watched, stop.as_fd(), |_| {});
+    let reading = trace(request, &watched, stop.as_fd(), || {});
     Ok((reading, SystemClock.now().since(&start)))
 }
 
@@ -284,7 +289,7 @@ fn what_cannot_be_traced_is_said() -> Result<()> {
         "{near}"
     );
     let script = TraceRequest {
-        file: PathBuf::from("/proc/self/cmdline"),
+        file: Some(PathBuf::from("/proc/self/cmdline")),
         ..request("main")
     };
     let script = why(&script)?;
@@ -415,4 +420,204 @@ fn a_running_agent_traces_when_it_is_asked_and_its_skill_shows_it() -> Result<()
         busy().is_ok_and(|said| said.code == Some(0))
     })?;
     process.end()
+}
+
+/// A function that is a system call's own, and is on every kernel.
+const GETPGID: &str = "__x64_sys_getpgid";
+
+fn of_kernel(function: &str) -> TraceRequest {
+    TraceRequest {
+        file: None,
+        ..request(function)
+    }
+}
+
+/// How the kernel's functions can be traced here; where they cannot, sees to it that this is said.
+fn means() -> Result<Vec<Means>> {
+    let why = match traceable(&watched()?)?.kernel {
+        Ok(means) => return Ok(means),
+        Err(why) => why.to_string(),
+    };
+    let has_kprobes = std::path::Path::new("/sys/bus/event_source/devices/kprobe/type").exists();
+    ensure!(!has_kprobes, "{why}");
+    ensure!(
+        why.contains("fentry: the kernel refused program `kernel_entered`")
+            && why
+                .contains("kprobes: this kernel has none (no /sys/bus/event_source/devices/kprobe")
+            && why.contains("CONFIG_"),
+        "{why}"
+    );
+    let (refused, _) = traced_until_over(&of_kernel(GETPGID))?;
+    ensure!(
+        matches!(
+            refused,
+            Err(TraceError::Kernel(KernelFunctionError::NoMeans { .. }))
+        ),
+        "{refused:?}"
+    );
+    println!("NOT RUN: traces of the kernel's functions ({why})");
+    Ok(Vec::new())
+}
+
+/// By each of the means, and which one it is.
+fn by_all_means(mut request: TraceRequest) -> Result<Vec<(Means, TraceRequest)>> {
+    let means = means()?.into_iter();
+    Ok(means
+        .map(|by| {
+            request.force_fallback = by == Means::Kprobe;
+            (by, request.clone())
+        })
+        .collect())
+}
+
+#[test]
+fn calls_of_a_kernel_function_are_exact_and_only_of_those_asked_for() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let (asked, other) = (Cgroup::new("kernel-asked")?, Cgroup::new("kernel-other")?);
+    let mut of_asked = Work::of(PROGRAM, &asked)?;
+    let mut of_other = Work::of(PROGRAM, &other)?;
+    let request = TraceRequest {
+        cgroups: vec![asked.path().to_owned()],
+        ..of_kernel(GETPGID)
+    };
+    for (by, request) in by_all_means(request)? {
+        let (reading, ()) = traced(&request, || {
+            of_asked.run("call getpgid 700 0")?;
+            of_other.run("call getpgid 400 0")?;
+            Ok(())
+        })?;
+        let reading = reading?;
+        assert_eq!((reading.by, reading.calls), (by, 700), "{reading:?}");
+        // Others on this machine may make the call, too.
+        assert!(reading.traps >= 1100, "{reading:?}");
+        assert_eq!(reading.cgroups.len(), 1, "{:?}", reading.cgroups);
+        let calls = &reading.cgroups[asked.path()];
+        assert_eq!((calls.calls, calls.returns), (700, 700), "{reading:?}");
+        assert_eq!((reading.missing, reading.under_way), (0, 0), "{reading:?}");
+        assert!(reading.quality.lost.is_empty(), "{reading:?}");
+        println!("{by:?}: mean {} ns", calls.total_ns / 700);
+    }
+    of_asked.end()?;
+    of_other.end()
+}
+
+#[test]
+fn a_kernel_function_that_sleeps_is_timed_until_it_returns() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("kernel-sleeps")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let request = TraceRequest {
+        cgroups: vec![cgroup.path().to_owned()],
+        ..of_kernel("__x64_sys_clock_nanosleep")
+    };
+    for (by, request) in by_all_means(request)? {
+        let (reading, ()) = traced(&request, || process.run("sleep 20 3000").map(drop))?;
+        let reading = reading?;
+        let calls = reading.cgroups.get(cgroup.path()).context("nobody")?;
+        assert_eq!(
+            (calls.calls, calls.returns),
+            (20, 20),
+            "{by:?}: {reading:?}"
+        );
+        let mean = calls.total_ns / 20;
+        assert!((3_000_000..1_000_000_000).contains(&mean), "{by:?}: {mean}");
+        // 3 ms lie in the bucket that begins at 2.1.
+        assert_eq!(calls.hist[..21], [0; 21], "{by:?}");
+    }
+    process.end()
+}
+
+#[test]
+fn limits_hold_for_kernel_functions_too() -> Result<()> {
+    const MOST: u64 = 1000;
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new("kernel-limit")?;
+    let mut process = Work::of(PROGRAM, &cgroup)?;
+    let limited = TraceRequest {
+        cgroups: vec![cgroup.path().to_owned()],
+        max_hits: MOST,
+        ..of_kernel(GETPGID)
+    };
+    for (by, request) in by_all_means(limited)? {
+        // No call while the kernel changes its code: QEMU before 8.1 may get that wrong.
+        let (stop, _stopper) = UnixStream::pair()?;
+        let mut called = Ok(serde_json::Value::Null);
+        let reading = trace(&request, &watched()?, stop.as_fd(), || {
+            called = process.run(&format!("call getpgid {MOST} 0"));
+        });
+        called?;
+        process.run("call getpgid 500 0")?;
+        let reading = reading?;
+        let over = (reading.calls, reading.overshoot, reading.ended);
+        assert_eq!(over, (MOST, 0, Ended::Hits), "{by:?}");
+        assert_eq!(reading.cgroups[cgroup.path()].calls, MOST, "{by:?}");
+    }
+    process.end()
+}
+
+#[test]
+fn what_cannot_be_traced_of_the_kernel_is_said() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let why = |function: &str| -> Result<String> {
+        let (reading, _) = traced_until_over(&of_kernel(function))?;
+        Ok(reading.err().context("it was traced")?.to_string())
+    };
+    let near = why("__x64_sys_getpgidd")?;
+    assert!(
+        near.contains("no such function") && near.contains("`__x64_sys_getpgid`"),
+        "{near}"
+    );
+    if means()?.is_empty() {
+        return Ok(());
+    }
+    // What handles the breakpoints themselves: neither ftrace nor kprobes may touch it.
+    let kept_out = why("exc_int3")?;
+    assert!(
+        kept_out.contains("notrace") && kept_out.contains("Trace a function that calls it"),
+        "{kept_out}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_a_hit_costs_is_measured_before() -> Result<()> {
+    if !root_or_say_not_run()? {
+        return Ok(());
+    }
+    let untimed = TraceRequest {
+        returns: false,
+        ..request("traced_push")
+    };
+    let once = traced_work(&untimed, &["call traced_push 500 0"])?;
+    let twice = traced_work(&request("traced_push"), &["call traced_push 500 0"])?;
+    // What was counted while it was measured is not there any more.
+    assert_eq!((once.calls, once.traps), (500, 500));
+    assert_eq!((twice.calls, twice.traps, twice.under_way), (500, 500, 0));
+    let (one, two) = (
+        once.hit_ns.context("no cost")?,
+        twice.hit_ns.context("no cost")?,
+    );
+    println!("a hit costs {one} ns, {two} ns with its return");
+    assert!(one > 50 && two > one, "{one} {two}");
+    let cost = once.cost().context("no cost")?;
+    assert_eq!(cost, Duration::from_nanos(500 * one));
+    // A breakpoint that is single-stepped is measured as one.
+    let bare = TraceRequest {
+        single_step: true,
+        returns: false,
+        ..request("traced_bare")
+    };
+    let single = traced_work(&bare, &["call traced_bare 50 1"])?;
+    let single = single.hit_ns.context("no cost")?;
+    println!("single-stepped {single} ns");
+    assert!(single > one, "{single} {one}");
+    Ok(())
 }

@@ -235,6 +235,6 @@ fn trace(request: &TraceRequest, socket: &UnixStream) -> Result<FunctionReading,
     let reader = HostReader::new(Root::default()).map_err(|why| refused(why.to_string(), false))?;
     let watched = observe::watched(&reader).map_err(|why| refused(why.to_string(), false))?;
     // Whatever is said meanwhile, and the end of the socket, stops the trace.
-    probes::trace(request, &watched, socket.as_fd(), |_| {})
+    probes::trace(request, &watched, socket.as_fd(), || {})
         .map_err(|why| refused(why.to_string(), why.is_usage()))
 }

@@ -7,19 +7,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     base::quality::Quality,
-    probes::{Ended, FunctionCalls, FunctionReading, prologue::Place},
+    probes::{Ended, FunctionCalls, FunctionReading, Means, prologue::Place},
     skills::quantile_us,
 };
 
 /// The calls of a function over a time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Traced {
-    /// The program or library.
-    pub file: PathBuf,
+    /// The program or library; none of a function of the kernel.
+    pub file: Option<PathBuf>,
     /// The symbol.
     pub function: String,
-    /// The instruction that was trapped.
-    pub place: Place,
+    /// By what its calls were seen.
+    pub by: Means,
+    /// The instruction that was trapped, in a file.
+    pub place: Option<Place>,
+    /// What a hit costs whoever calls, in nanoseconds: trap and program, measured before the trace.
+    pub hit_ns: Option<u64>,
+    /// The same of all hits, in milliseconds.
+    pub cost_ms: Option<f64>,
+    /// The same as a percentage of one CPU's time.
+    pub cost_percent: Option<f64>,
     /// Whether calls were timed, too.
     pub timed: bool,
     /// The time, in milliseconds.
@@ -93,7 +101,11 @@ impl From<&FunctionReading> for Traced {
         Self {
             file: reading.file.clone(),
             function: reading.function.clone(),
+            by: reading.by,
             place: reading.place.clone(),
+            hit_ns: reading.hit_ns,
+            cost_ms: reading.cost().map(|cost| cost.as_secs_f64() * 1e3),
+            cost_percent: reading.cost_percent(),
             timed: reading.timed,
             elapsed_ms: reading.elapsed.as_secs_f64() * 1e3,
             ended: reading.ended,

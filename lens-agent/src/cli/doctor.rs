@@ -5,7 +5,7 @@ use crate::{
     agent,
     config::{ConfigError, Settings},
     host::{self, HostReader, Root},
-    probes::{self, Probes, ledger::Costs},
+    probes::{self, Means, Probes, ledger::Costs},
 };
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,8 @@ struct Check {
     ok: bool,
     /// What was found.
     found: String,
-    /// What cannot be diagnosed without it.
+    /// What cannot be diagnosed without it; of what is as it should be, nothing, unless this kernel
+    /// lacks it and nothing that always runs needs it.
     costs: Option<String>,
 }
 
@@ -46,6 +47,16 @@ impl Check {
     }
 }
 
+impl Check {
+    /// Of what is used on demand only: a kernel may lack it.
+    fn on_demand(name: &str, found: Result<String, String>, costs: &str) -> Self {
+        Self {
+            ok: true,
+            ..Self::new(name, found, costs)
+        }
+    }
+}
+
 impl Doctor {
     pub(super) fn run(self, out: &mut Out) -> Result<Outcome, Trouble> {
         let settings = self.chosen.settings().and_then(Settings::resolve);
@@ -54,7 +65,11 @@ impl Doctor {
             out.json(&checks)?;
         } else {
             for check in &checks {
-                let mark = if check.ok { "ok    " } else { "FAILED" };
+                let mark = match (check.ok, &check.costs) {
+                    (true, None) => "ok    ",
+                    (true, Some(_)) => "lacks ",
+                    (false, _) => "FAILED",
+                };
                 out.line(format!("{mark}  {}: {}", check.name, check.found))?;
                 if let Some(costs) = &check.costs {
                     out.line(format!("        without it: {costs}"))?;
@@ -100,6 +115,7 @@ fn checks(settings: Result<(), ConfigError>) -> Vec<Check> {
     checks.push(Check::new("cgroups", found, "whose waiting it is"));
     if let (Ok((watched, _)), true) = (watched, is_root) {
         programs(&watched, &mut checks);
+        traces(&watched, &mut checks);
     }
     checks
 }
@@ -153,6 +169,52 @@ fn programs(watched: &probes::Watched, checks: &mut Vec<Check>) {
             let name = format!("probe {}", part.probe);
             checks.push(Check::new(&name, Err(part.why), &blind));
         }
+    }
+}
+
+/// What of functions can be traced, on demand.
+fn traces(watched: &probes::Watched, checks: &mut Vec<Check>) {
+    const OF_PROGRAMS: (&str, &str) = (
+        "traces of programs' functions",
+        "how often a program's function is called, and how long it takes (`lens trace FILE:FUNCTION`)",
+    );
+    const OF_ALLOCATIONS: (&str, &str) = (
+        "traces of programs' allocations",
+        "where a program allocates memory that it does not free (`lens heap PID`)",
+    );
+    const OF_KERNEL: (&str, &str) = (
+        "traces of the kernel's functions",
+        "how often a function of the kernel is called, by whom, and how long it takes (`lens trace kernel:FUNCTION`)",
+    );
+    let (of_programs, of_kernel) = match probes::traceable(watched) {
+        Ok(found) => {
+            let by = |means: Vec<Means>| {
+                let by = means.into_iter().map(|means| match means {
+                    Means::Fentry => "fentry",
+                    Means::Kprobe => "kprobes",
+                    Means::Uprobe => "uprobes",
+                });
+                format!("yes, by {}", by.collect::<Vec<_>>().join(" and "))
+            };
+            (
+                found.programs.map(|()| by(vec![Means::Uprobe])),
+                found.kernel.map(by).map_err(|why| why.to_string()),
+            )
+        }
+        Err(why) => (Err(why.to_string()), Err(why.to_string())),
+    };
+    let allocations = match &of_programs {
+        Ok(by) => probes::heap::possible()
+            .map(|()| by.clone())
+            .map_err(|why| why.to_string()),
+        Err(why) => Err(why.clone()),
+    };
+    for ((name, blind), found) in [
+        (OF_PROGRAMS, of_programs),
+        (OF_ALLOCATIONS, allocations),
+        (OF_KERNEL, of_kernel),
+    ] {
+        checks.push(Check::on_demand(name, found, blind));
     }
 }
 

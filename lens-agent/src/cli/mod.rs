@@ -5,6 +5,7 @@ mod chosen;
 mod config;
 mod doctor;
 mod found;
+mod heap;
 mod investigate;
 mod list;
 mod out;
@@ -46,6 +47,8 @@ enum Other {
     Snapshot(snapshot::Snapshot),
     /// The calls of one function, for a bounded time
     Trace(trace::Trace),
+    /// What is allocated and not freed, and where, for a bounded time
+    Heap(heap::Heap),
     /// In which functions time goes
     Profile(profile::Profile),
     /// What is wrong now
@@ -137,6 +140,7 @@ async fn dispatch(command: Other, out: &mut Out) -> Result<Outcome, Trouble> {
         Other::Doctor(doctor) => doctor.run(out),
         Other::Snapshot(snapshot) => snapshot.run(out),
         Other::Trace(trace) => trace.run(out).await,
+        Other::Heap(heap) => heap.run(out).await,
         Other::Profile(profile) => profile.run(out).await,
         Other::Investigate(investigate) => investigate.run(out).await,
         Other::Incidents(incidents) => incidents.run(out).await,

@@ -37,6 +37,9 @@ pub(super) enum Trouble {
     /// Nothing was profiled.
     #[error(transparent)]
     Profile(#[from] probes::ProfileError),
+    /// No heap trace.
+    #[error(transparent)]
+    Heap(#[from] probes::heap::HeapError),
     /// What was asked for cannot be written.
     #[error("{file}: {why}")]
     File {
@@ -82,6 +85,7 @@ impl Trouble {
             Self::Config(_) | Self::Usage(_) => true,
             Self::Trace(why) => why.is_usage(),
             Self::Profile(why) => why.is_usage(),
+            Self::Heap(why) => why.is_usage(),
             _ => false,
         }
     }

@@ -1,5 +1,5 @@
-//! The calls of one user-space function, on demand and bounded in time, in hits and in what it may
-//! cost whoever calls it.
+//! The calls of one function, of a program or of the kernel, on demand and bounded in time, in hits
+//! and in what it may cost whoever calls it.
 //!
 //! The kernel counts every breakpoint hit and writes a record at the very hit that reaches a
 //! limit; this wakes up, and takes the breakpoint away. Time is cut into windows, and in each the
@@ -17,26 +17,24 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, RingBuf};
-use aya::programs::uprobe::UProbeLink;
 use lens_common::{
     function::{Calls, HITS, LimitEvent, TRAPS, Tracing},
     hist::{BUCKETS, Hist},
 };
-use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use super::{
     GlobError, Globs, KernelTypes, KernelTypesError, ObjectError, Watched,
+    kernel_function::{self, Home, KernelFunctionError},
     mapped::Mapped,
-    object::{Losses, Machine, Object, Plan, bytes},
+    object::{Attached, Losses, Machine, Object, Plan, bytes},
     prologue::{self, Place, PlaceError, Stepping},
     records::plain,
     targets::{cgroup_constants, walk},
+    trap,
+    waiting::{now, sleep},
 };
-use crate::base::{
-    clock::{Clock as _, SystemClock},
-    quality::Quality,
-};
+use crate::base::quality::Quality;
 
 /// What the callers of a function may lose to its trace, as a share of one CPU. A trace is asked
 /// for by a person and lasts seconds, so it may take more than what always runs; above this the
@@ -52,6 +50,11 @@ const EMULATED_NS: u64 = 1_200;
 const SINGLE_STEP_NS: u64 = 30_000;
 /// What timing a call costs beyond that: the second trap, at the return.
 const RETURN_NS: u64 = 1_500;
+/// The same of the kernel's functions, where nothing is measured: as calls, and as breakpoints.
+const FENTRY_NS: u64 = 250;
+const FEXIT_NS: u64 = 350;
+const KPROBE_NS: u64 = 1_500;
+const KRETPROBE_NS: u64 = 2_000;
 
 /// The longest trace.
 pub const LONGEST: Duration = Duration::from_mins(10);
@@ -59,9 +62,9 @@ pub const LONGEST: Duration = Duration::from_mins(10);
 /// What is to be traced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRequest {
-    /// A program or library.
-    pub file: PathBuf,
-    /// The symbol, as the file spells it.
+    /// A program or library; the kernel if there is none.
+    pub file: Option<PathBuf>,
+    /// The symbol, as the file spells it, or the kernel's list of symbols.
     pub function: String,
     /// For how long at most.
     pub span: Duration,
@@ -75,6 +78,21 @@ pub struct TraceRequest {
     pub returns: bool,
     /// Whether a place will do where each call costs some twenty times as much.
     pub single_step: bool,
+    /// Does without `fentry`: to try on any kernel what runs on one that has none.
+    #[serde(default)]
+    pub force_fallback: bool,
+}
+
+/// By what calls are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    /// A breakpoint in a program.
+    Uprobe,
+    /// A call that the kernel puts where its function begins, and another where it ends.
+    Fentry,
+    /// A breakpoint in the kernel.
+    Kprobe,
 }
 
 /// What ended a trace.
@@ -109,12 +127,17 @@ pub struct FunctionCalls {
 /// What a trace has seen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FunctionReading {
-    /// The file.
-    pub file: PathBuf,
+    /// The file; none of the kernel's.
+    pub file: Option<PathBuf>,
     /// The function.
     pub function: String,
-    /// Where the breakpoint was.
-    pub place: Place,
+    /// By what its calls were seen.
+    pub by: Means,
+    /// Where the breakpoint was, in a file.
+    pub place: Option<Place>,
+    /// What a hit costs whoever calls, in nanoseconds: trap and program, as measured on this machine
+    /// before the trace with everything in the caches. Not known of the kernel's functions.
+    pub hit_ns: Option<u64>,
     /// Whether calls were timed.
     pub timed: bool,
     /// How long it took.
@@ -146,6 +169,19 @@ impl FunctionReading {
     pub fn per_sec(&self, calls: u64) -> f64 {
         calls as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
+
+    /// What it has cost whoever called, if that is known.
+    pub fn cost(&self) -> Option<Duration> {
+        Some(Duration::from_nanos(
+            self.hit_ns?.saturating_mul(self.traps),
+        ))
+    }
+
+    /// The same as a percentage of one CPU's time.
+    pub fn cost_percent(&self) -> Option<f64> {
+        let cost = self.cost()?.as_secs_f64();
+        Some(100.0 * cost / self.elapsed.as_secs_f64().max(1e-9))
+    }
 }
 
 /// Why nothing was traced.
@@ -154,6 +190,9 @@ pub enum TraceError {
     /// There is no place for a breakpoint.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// It is none of the kernel's functions that can be traced.
+    #[error(transparent)]
+    Kernel(#[from] KernelFunctionError),
     /// A pattern cannot be understood.
     #[error(transparent)]
     Glob(#[from] GlobError),
@@ -214,7 +253,7 @@ pub fn trace(
     request: &TraceRequest,
     watched: &Watched,
     stop: BorrowedFd<'_>,
-    attached: impl FnOnce(&Place),
+    attached: impl FnOnce(),
 ) -> Result<FunctionReading, TraceError> {
     if request.span.is_zero() || request.span > LONGEST {
         return Err(TraceError::Span(request.span));
@@ -223,23 +262,25 @@ pub fn trace(
         return Err(TraceError::NoHits);
     }
     let globs = Globs::new(&request.cgroups)?;
-    let file = std::fs::canonicalize(&request.file).map_err(|why| PlaceError::Read {
-        file: request.file.display().to_string(),
-        why: why.to_string(),
-    })?;
-    let (place, timed) = place(request, &file)?;
+    let site = Site::find(request)?;
     let names = names(watched);
     if let Some(glob) = globs.unmatched(names.values()).first() {
         return Err(TraceError::NoCgroup(glob.clone()));
     }
-    let mut programs = Programs::load(request, timed, watched)?;
+    let types = KernelTypes::of_running_kernel()?;
+    let mut programs = Programs::load(&types, site.returns(request), &request.cgroups, watched)?;
+    let hit_ns = match &site {
+        Site::File { place, .. } => programs.calibrate(place.stepping, names.keys().copied())?,
+        Site::Kernel(_) => None,
+    };
     for (id, _) in names.iter().filter(|(_, path)| globs.matches(path)) {
         programs.ask_for(*id, &globs);
     }
-    let cost_ns = cost_ns(place.stepping, timed);
+    let (by, cost_ns, links) = programs.attach(&site, request, hit_ns, &types)?;
     let allowance = allowance(cost_ns);
-    let links = programs.attach(&file, &place, (allowance, request.max_hits))?;
-    attached(&place);
+    drop(types);
+    super::give_memory_back();
+    attached();
     let waiting = Waiting {
         programs: &mut programs,
         request,
@@ -249,8 +290,44 @@ pub fn trace(
     };
     let over = waiting.wait();
     links.detach();
-    let over = over?;
-    programs.read(request, place, over, watched, names)
+    let reading = programs.read(request, watched, names, over?)?;
+    Ok(FunctionReading {
+        by,
+        place: site.place(),
+        hit_ns,
+        ..reading
+    })
+}
+
+/// What of the functions can be traced here.
+#[derive(Debug)]
+pub struct Traceable {
+    /// Those of programs, or why not.
+    pub programs: Result<(), String>,
+    /// Those of the kernel, by what, or why not by anything.
+    pub kernel: Result<Vec<Means>, KernelFunctionError>,
+}
+
+/// Tries what can be traced, at a function of the kernel that nobody calls.
+pub fn traceable(watched: &Watched) -> Result<Traceable, TraceError> {
+    let types = KernelTypes::of_running_kernel()?;
+    let mut programs = Programs::load(&types, true, &[], watched)?;
+    let fentry = programs.try_fentry(&types);
+    let kprobe = kernel_function::has_kprobes();
+    let kernel = match (fentry, kprobe) {
+        (Err(fentry), Err(kprobe)) => Err(KernelFunctionError::NoMeans { fentry, kprobe }),
+        (fentry, kprobe) => Ok([
+            fentry.ok().map(|()| Means::Fentry),
+            kprobe.ok().map(|()| Means::Kprobe),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()),
+    };
+    Ok(Traceable {
+        programs: kernel_function::has_uprobes(),
+        kernel,
+    })
 }
 
 /// Hits that a window may have.
@@ -264,13 +341,58 @@ fn allowance(cost_ns: u64) -> u64 {
     hits.max(1)
 }
 
-fn cost_ns(stepping: Stepping, returns: bool) -> u64 {
-    let entry = match stepping {
-        Stepping::Emulated => EMULATED_NS,
-        // Whether this kernel does is not known.
-        Stepping::EmulatedLately | Stepping::Single => SINGLE_STEP_NS,
-    };
-    entry + if returns { RETURN_NS } else { 0 }
+/// Where calls are seen.
+enum Site {
+    File {
+        file: PathBuf,
+        place: Place,
+        /// Whether calls can be timed from there.
+        timed: bool,
+    },
+    Kernel(Home),
+}
+
+impl Site {
+    fn find(request: &TraceRequest) -> Result<Self, TraceError> {
+        let Some(file) = &request.file else {
+            return Ok(Self::Kernel(kernel_function::find(&request.function)?));
+        };
+        let file = std::fs::canonicalize(file).map_err(|why| PlaceError::Read {
+            file: file.display().to_string(),
+            why: why.to_string(),
+        })?;
+        let (place, timed) = place(request, &file)?;
+        Ok(Self::File { file, place, timed })
+    }
+
+    /// Whether returns are seen, too.
+    fn returns(&self, request: &TraceRequest) -> bool {
+        match self {
+            Self::File { timed, .. } => *timed,
+            Self::Kernel(_) => request.returns,
+        }
+    }
+
+    /// What a hit costs, from above.
+    fn cost_ns(&self, by: Means, returns: bool) -> u64 {
+        let (entry, at_return) = match (self, by) {
+            (Self::File { place, .. }, _) => match place.stepping {
+                Stepping::Emulated => (EMULATED_NS, RETURN_NS),
+                // Whether this kernel does is not known.
+                Stepping::EmulatedLately | Stepping::Single => (SINGLE_STEP_NS, RETURN_NS),
+            },
+            (Self::Kernel(_), Means::Fentry) => (FENTRY_NS, FEXIT_NS),
+            (Self::Kernel(_), _) => (KPROBE_NS, KRETPROBE_NS),
+        };
+        entry + if returns { at_return } else { 0 }
+    }
+
+    fn place(self) -> Option<Place> {
+        match self {
+            Self::File { place, .. } => Some(place),
+            Self::Kernel(_) => None,
+        }
+    }
 }
 
 /// Where to stop, and whether calls can be timed from there.
@@ -294,7 +416,7 @@ fn place(request: &TraceRequest, file: &Path) -> Result<(Place, bool), PlaceErro
 }
 
 /// The paths of all cgroups by id.
-fn names(watched: &Watched) -> BTreeMap<u64, Arc<str>> {
+pub(super) fn names(watched: &Watched) -> BTreeMap<u64, Arc<str>> {
     let mut found = Vec::new();
     walk(&watched.root, "/", &mut found);
     found
@@ -318,16 +440,21 @@ struct Programs {
 const CALLS: usize = size_of::<Calls>() / 8;
 
 impl Programs {
-    fn load(request: &TraceRequest, timed: bool, watched: &Watched) -> Result<Self, TraceError> {
-        let types = KernelTypes::of_running_kernel()?;
+    /// Hands them to the kernel; with patterns, only the calls count of those who are asked for.
+    fn load(
+        types: &KernelTypes,
+        timed: bool,
+        cgroups: &[String],
+        watched: &Watched,
+    ) -> Result<Self, TraceError> {
         let machine = Machine::new(None, None).map_err(|why| TraceError::System {
             what: "cannot tell the number of CPUs",
             why,
         })?;
-        let mut plan = Plan::new("function", bytes!("function"), &types, &machine);
-        cgroup_constants(&mut plan, &types, watched)?;
+        let mut plan = Plan::new("function", bytes!("function"), types, &machine);
+        cgroup_constants(&mut plan, types, watched)?;
         plan.without("TARGETS").without("NEAR");
-        plan.constant("FILTERED", u32::from(!request.cgroups.is_empty()));
+        plan.constant("FILTERED", u32::from(!cgroups.is_empty()));
         plan.constant("TIMED", u32::from(timed));
         let mut object = plan.load()?;
         let wrong = |why: aya::maps::MapError| ObjectError::Load {
@@ -365,20 +492,132 @@ impl Programs {
         }
     }
 
+    /// What a hit costs whoever calls, the callers of all these cgroups counting; leaves nothing counted.
+    fn calibrate(
+        &mut self,
+        stepping: Stepping,
+        cgroups: impl Iterator<Item = u64>,
+    ) -> Result<Option<u64>, TraceError> {
+        let cgroups: Vec<u64> = cgroups.collect();
+        for id in &cgroups {
+            let _ = self.asked.insert(id, 1, 0);
+        }
+        self.limit(u64::MAX, u64::MAX);
+        let timed = self.timed;
+        let object = &mut self.object;
+        let hit_ns = trap::hit_ns(stepping, |file, offset| {
+            let at =
+                |object: &mut Object, program| object.attach_to_code(program, file, offset, None);
+            let returned = timed.then(|| at(object, "returned")).transpose()?;
+            Ok(Links {
+                entered: at(object, "entered")?,
+                returned,
+            })
+        })?;
+        for id in &cgroups {
+            let _ = self.asked.remove(id);
+        }
+        let counted: Vec<u64> = self.callers.keys().flatten().collect();
+        for id in counted.iter().filter(|id| **id != 0) {
+            let _ = self.callers.remove(id);
+        }
+        if let Some(at) = self.tracing.at(0, 0) {
+            for word in 0..size_of::<Tracing>() / 8 {
+                super::keyed::store(at.cast::<u64>().wrapping_add(word), 0);
+            }
+        }
+        Ok(hit_ns)
+    }
+
+    /// Puts the programs there: by what, and what a hit is taken to cost.
     fn attach(
         &mut self,
-        file: &Path,
-        place: &Place,
-        limits: (u64, u64),
-    ) -> Result<Links, TraceError> {
-        self.set(|tracing| (tracing.trap_limit, tracing.hit_limit) = limits);
-        // The return first: a call that is counted is then one whose return is seen.
-        let returned = self
-            .timed
-            .then(|| self.object.attach_to_code("returned", file, place.offset))
-            .transpose()?;
-        let entered = self.object.attach_to_code("entered", file, place.offset)?;
-        Ok(Links { entered, returned })
+        site: &Site,
+        request: &TraceRequest,
+        hit_ns: Option<u64>,
+        types: &KernelTypes,
+    ) -> Result<(Means, u64, Links), TraceError> {
+        let timed = self.timed;
+        let cost_ns = |by| hit_ns.unwrap_or_else(|| site.cost_ns(by, timed));
+        // The limits hold from the first hit on.
+        let limit = |programs: &Self, by| {
+            programs.limit(allowance(cost_ns(by)), request.max_hits);
+        };
+        let home = match site {
+            Site::File { file, place, .. } => {
+                let at = |object: &mut Object, program| {
+                    object.attach_to_code(program, file, place.offset, None)
+                };
+                limit(self, Means::Uprobe);
+                let links = self.links(at, "entered", "returned")?;
+                return Ok((Means::Uprobe, cost_ns(Means::Uprobe), links));
+            }
+            Site::Kernel(home) => home,
+        };
+        let function = &request.function;
+        let at = |object: &mut Object, program| object.attach_to_kernel(program, function, types);
+        let fentry = match home {
+            // Its types are not the kernel's own.
+            Home::Module(module) => Err(format!("it is in module {module}")),
+            Home::Kernel if request.force_fallback => Err("not asked for".to_owned()),
+            Home::Kernel => {
+                limit(self, Means::Fentry);
+                match self.links(at, "kernel_entered", "kernel_returned") {
+                    Ok(links) => return Ok((Means::Fentry, cost_ns(Means::Fentry), links)),
+                    Err(why) => Err(why.to_string()),
+                }
+            }
+        };
+        let has_kprobes = kernel_function::has_kprobes();
+        let kprobe = match &has_kprobes {
+            Ok(()) => {
+                limit(self, Means::Kprobe);
+                match self.links(at, "kernel_probed", "kernel_probe_returned") {
+                    Ok(links) => return Ok((Means::Kprobe, cost_ns(Means::Kprobe), links)),
+                    Err(why) => Err(why.to_string()),
+                }
+            }
+            Err(why) => Err(why.clone()),
+        };
+        // Is it this function, or all of them?
+        let (fentry, kprobe) = (said(fentry), said(kprobe));
+        if let (Err(why), Err(_)) = (self.try_fentry(types), has_kprobes) {
+            let fentry = why;
+            return Err(KernelFunctionError::NoMeans { fentry, kprobe }.into());
+        }
+        Err(KernelFunctionError::NotTraceable {
+            function: function.clone(),
+            fentry,
+            kprobe,
+        }
+        .into())
+    }
+
+    /// The return first: a call that is counted is then one whose return is seen.
+    fn links(
+        &mut self,
+        attach: impl Fn(&mut Object, &'static str) -> Result<Attached, ObjectError>,
+        entered: &'static str,
+        returned: &'static str,
+    ) -> Result<Links, ObjectError> {
+        let object = &mut self.object;
+        let returned = self.timed.then(|| attach(object, returned)).transpose()?;
+        Ok(Links {
+            entered: attach(object, entered)?,
+            returned,
+        })
+    }
+
+    /// Whether the kernel lets a program run where one of its functions begins.
+    fn try_fentry(&mut self, types: &KernelTypes) -> Result<(), String> {
+        let tried = kernel_function::TRIED;
+        let tried = self.object.attach_to_kernel("kernel_entered", tried, types);
+        tried.map(drop).map_err(|why| why.to_string())
+    }
+
+    /// Says how many hits, and how many that count, there may be.
+    fn limit(&self, traps: u64, hits: u64) {
+        self.set(|tracing| (tracing.trap_limit, tracing.hit_limit) = (traps, hits));
     }
 
     fn state(&self) -> Tracing {
@@ -407,10 +646,9 @@ impl Programs {
     fn read(
         &self,
         request: &TraceRequest,
-        place: Place,
-        over: Over,
         watched: &Watched,
         mut paths: BTreeMap<u64, Arc<str>>,
+        over: Over,
     ) -> Result<FunctionReading, TraceError> {
         let state = self.state();
         let mut quality = Quality::default();
@@ -447,7 +685,9 @@ impl Programs {
         Ok(FunctionReading {
             file: request.file.clone(),
             function: request.function.clone(),
-            place,
+            by: Means::Uprobe,
+            place: None,
+            hit_ns: None,
             timed: self.timed,
             elapsed: over.elapsed,
             ended: over.ended,
@@ -478,10 +718,15 @@ fn calls(words: &[u64; CALLS]) -> FunctionCalls {
     }
 }
 
-/// The breakpoint.
+/// What came of an attempt, for a person.
+fn said(tried: Result<(), String>) -> String {
+    tried.err().unwrap_or_default()
+}
+
+/// The breakpoint, or what stands for it.
 struct Links {
-    entered: UProbeLink,
-    returned: Option<UProbeLink>,
+    entered: Attached,
+    returned: Option<Attached>,
 }
 
 impl Links {
@@ -559,24 +804,11 @@ impl Waiting<'_> {
 
     /// Sleeps until `until`, a record, or the stop; whether it is the stop.
     fn sleep(&self, until: Duration) -> Result<bool, TraceError> {
-        let left = until.saturating_sub(now());
-        let left = rustix::time::Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
         let events = self.programs.events.as_fd();
-        let mut fds = [
-            PollFd::from_borrowed_fd(events, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
-        ];
-        match poll(&mut fds, Some(&left)) {
-            Ok(_) => Ok(!fds[1].revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(why) => Err(TraceError::System {
-                what: "cannot wait for the kernel's records",
-                why: why.into(),
-            }),
-        }
+        sleep(self.stop, &[events], until).map_err(|why| TraceError::System {
+            what: "cannot wait for the kernel's records",
+            why,
+        })
     }
 
     fn too_hot(&self, began: Duration, window: Duration, at: Duration) -> Result<Over, TraceError> {
@@ -598,8 +830,4 @@ impl Waiting<'_> {
             allowed: MAY_COST * 1e9 / self.cost_ns as f64,
         })
     }
-}
-
-fn now() -> Duration {
-    SystemClock.now().mono
 }

@@ -3,6 +3,7 @@
 //! A probe is one concern: its part in an object of lens-ebpf, its shared types in lens-common,
 //! and its reader here. [`REGISTRY`] lists them; [`Probes`] owns those that run.
 
+mod alike;
 mod batch;
 pub mod block;
 mod event;
@@ -12,8 +13,10 @@ pub mod function;
 pub mod futexes;
 mod glob;
 pub mod governor;
+pub mod heap;
 mod holder;
 pub mod interrupts;
+mod kernel_function;
 mod kernel_types;
 mod keyed;
 pub mod ledger;
@@ -41,6 +44,8 @@ pub mod syncs;
 mod syscall_names;
 pub mod syscalls;
 mod targets;
+mod trap;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,12 +59,16 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     block::{BlockCounters, BlockReading, DeviceCounters, DeviceIo, DeviceNumber},
     files::{FileCounters, FileDeviceCounters, FilesReading},
-    function::{Ended, FunctionCalls, FunctionReading, TraceError, TraceRequest, trace},
+    function::{
+        Ended, FunctionCalls, FunctionReading, Means, TraceError, TraceRequest, Traceable, trace,
+        traceable,
+    },
     futexes::{CgroupFutexes, FutexCounters, FutexReading},
     glob::{GlobError, Globs},
     governor::{Reduction, Step},
     holder::Holder,
     interrupts::{CpuInterrupts, InterruptCounters, InterruptsReading, SOFTIRQ_NAMES},
+    kernel_function::KernelFunctionError,
     kernel_types::{KernelTypes, KernelTypesError},
     ledger::Measured,
     lengths::Waits,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
@@ -10,9 +11,9 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{
-        Iter, Program,
+        Iter, Program, ProgramError, UProbe,
         tp_btf::BtfTracePointLinkId,
-        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeScope},
     },
 };
 use lens_common::{limits, loss};
@@ -95,6 +96,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// A verifier's log runs to thousands of lines; what it objects to stands in the last ones.
 fn without_trace(text: &str) -> String {
     const KEPT: usize = 4;
+    // Where the kernel says no before it verifies anything, there is no log.
+    let text = text.trim_end().trim_end_matches(". Verifier output:");
     let lines: Vec<&str> = text.lines().collect();
     if lines.len() <= 2 * KEPT {
         return text.to_owned();
@@ -289,6 +292,11 @@ pub struct Object {
     detached: BTreeSet<&'static str>,
 }
 
+/// A program at one place; dropping it takes the program away from there.
+pub(super) struct Attached(
+    #[expect(dead_code, reason = "it is there to be dropped")] Box<dyn Send>,
+);
+
 /// What one program costs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramCost {
@@ -472,23 +480,79 @@ impl Object {
         })
     }
 
-    /// Puts `program` at `offset` of `file`, for whoever runs it, until the link is dropped.
+    /// A program for code, which the kernel has taken.
+    pub(super) fn for_code(&mut self, program: &'static str) -> Result<&mut UProbe, ObjectError> {
+        let refused = |why: String| ObjectError::Program { program, why };
+        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
+            return Err(refused("the object has no such uprobe".to_owned()));
+        };
+        if found.fd().is_err() {
+            found.load().map_err(|why| refused(chain(&why)))?;
+        }
+        Ok(found)
+    }
+
+    /// Puts `program` at `offset` of `file`, for whoever runs it or for one process, until the link is
+    /// dropped.
     pub(super) fn attach_to_code(
         &mut self,
         program: &'static str,
         file: &Path,
         offset: u64,
-    ) -> Result<UProbeLink, ObjectError> {
+        process: Option<NonZeroU32>,
+    ) -> Result<Attached, ObjectError> {
         let refused = |why: String| ObjectError::Program { program, why };
-        let Some(Program::UProbe(found)) = self.ebpf.program_mut(program) else {
-            return Err(refused("the object has no such uprobe".to_owned()));
-        };
-        found.load().map_err(|why| refused(chain(&why)))?;
+        let found = self.for_code(program)?;
         let place = UProbeAttachLocation::AbsoluteOffset(offset);
+        let scope = process.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let link = found
-            .attach(place, file, UProbeScope::AllProcesses)
+            .attach(place, file, scope)
             .map_err(|why| refused(chain(&why)))?;
-        found.take_link(link).map_err(|why| refused(chain(&why)))
+        let link = found.take_link(link).map_err(|why| refused(chain(&why)))?;
+        Ok(Attached(Box::new(link)))
+    }
+
+    /// Has `program` run where the kernel's `function` begins or ends, until the link is dropped.
+    pub(super) fn attach_to_kernel(
+        &mut self,
+        program: &'static str,
+        function: &str,
+        types: &KernelTypes,
+    ) -> Result<Attached, ObjectError> {
+        let refused = |why: ProgramError| ObjectError::Program {
+            program,
+            why: chain(&why),
+        };
+        let found = self.ebpf.program_mut(program);
+        let link: Box<dyn Send> = match found {
+            Some(Program::FEntry(found)) => {
+                // It was loaded for another function, perhaps.
+                let _ = found.unload();
+                found.load(function, types.aya()).map_err(refused)?;
+                let link = found.attach().map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            Some(Program::FExit(found)) => {
+                let _ = found.unload();
+                found.load(function, types.aya()).map_err(refused)?;
+                let link = found.attach().map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            Some(Program::KProbe(found)) => {
+                if found.fd().is_err() {
+                    found.load().map_err(refused)?;
+                }
+                let link = found.attach(function, 0).map_err(refused)?;
+                Box::new(found.take_link(link).map_err(refused)?)
+            }
+            _ => {
+                return Err(ObjectError::Program {
+                    program,
+                    why: "the object has no such program".to_owned(),
+                });
+            }
+        };
+        Ok(Attached(link))
     }
 
     /// Maps an array of `entries` that all CPUs share.
@@ -610,7 +674,7 @@ mod tests {
 
     #[test]
     fn a_plain_object_has_nothing_of_the_log() {
-        let all: [(&str, Variants); 15] = [
+        let all: [(&str, Variants); 16] = [
             ("targets", bytes!("targets")),
             ("sched", bytes!("sched")),
             ("syscalls", bytes!("syscalls")),
@@ -624,6 +688,7 @@ mod tests {
             ("locks", bytes!("locks")),
             ("net", bytes!("net")),
             ("function", bytes!("function")),
+            ("heap", bytes!("heap")),
             ("profile", bytes!("profile")),
             ("offcpu", bytes!("offcpu")),
         ];

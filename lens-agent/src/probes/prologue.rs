@@ -15,7 +15,8 @@ use std::{
 };
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, SectionIndex, SymbolFlags,
@@ -23,14 +24,14 @@ use object::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::alike::{near, suggestion};
+
 /// Code beyond this is not looked at for jumps back.
 const CODE: u64 = 256 * 1024;
 /// Code that is looked at where the symbol does not say how long the function is.
 const CODE_OF_UNKNOWN: u64 = 64;
 /// Instructions tried from the start.
 const TRIED: usize = 16;
-/// Names that are suggested.
-const SUGGESTED: usize = 5;
 
 /// What a breakpoint at a place costs its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,16 +132,6 @@ pub enum PlaceError {
     },
 }
 
-fn suggestion(near: &[String], all: usize) -> String {
-    if all == 0 {
-        return "; it names no functions at all (it is stripped)".to_owned();
-    }
-    if near.is_empty() {
-        return format!(", among {all} that it names");
-    }
-    format!("; did you mean {}?", near.join(", "))
-}
-
 /// Opens a plain file, and nothing else: a pipe would wait, and a device may act when it is opened.
 fn open(file: &Path) -> io::Result<File> {
     let plain = |meta: &Metadata| {
@@ -160,15 +151,29 @@ fn open(file: &Path) -> io::Result<File> {
 /// Sections by which a program of Go is known: its runtime moves stacks.
 const GO: [&str; 3] = [".gopclntab", ".go.buildinfo", ".note.go.buildid"];
 
+/// Whether a program that has such sections is one of Go.
+pub(super) fn is_go(has: impl Fn(&str) -> bool) -> bool {
+    GO.iter().any(|name| has(name))
+}
+
 /// Finds `name` in `file`.
 pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
-    let shown = || file.display().to_string();
+    let shown = file.display().to_string();
+    let opened = open(file).map_err(|why| PlaceError::Read {
+        file: shown.clone(),
+        why: why.to_string(),
+    })?;
+    find_in(opened, &shown, name)
+}
+
+/// Finds `name` in a file that is known as `file`.
+pub(super) fn find_in(opened: File, file: &str, name: &str) -> Result<Function, PlaceError> {
+    let shown = || file.to_owned();
     let unreadable = |why: &dyn std::fmt::Display| PlaceError::Read {
         file: shown(),
         why: why.to_string(),
     };
     let other = |why: String| PlaceError::Kind { file: shown(), why };
-    let opened = open(file).map_err(|why| unreadable(&why))?;
     let cache = ReadCache::new(opened);
     let elf = object::File::parse(&cache).map_err(|why| other(why.to_string()))?;
     if elf.architecture() != object::Architecture::X86_64 {
@@ -223,7 +228,7 @@ pub(super) fn find(file: &Path, name: &str) -> Result<Function, PlaceError> {
     Ok(Function {
         offset: in_file + into,
         code: code.to_vec(),
-        moves_stacks: GO.iter().any(|name| elf.section_by_name(name).is_some()),
+        moves_stacks: is_go(|name| elf.section_by_name(name).is_some()),
     })
 }
 
@@ -278,6 +283,22 @@ pub(super) fn choose(function: &Function, returns: bool) -> Result<Place, String
         }
     }
     lately.ok_or_else(|| seen.join(", "))
+}
+
+/// Whether the registers of the first three arguments are at `place` as the caller left them.
+pub(super) fn keeps_arguments(function: &Function, place: &Place) -> bool {
+    const ARGUMENTS: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
+    let mut factory = InstructionInfoFactory::new();
+    let mut decoder = Decoder::with_ip(64, &function.code, 0, DecoderOptions::NONE);
+    let mut before = decoder.iter().take_while(|i| i.ip() < place.skipped);
+    let writes = |instruction: Instruction| {
+        let used = factory.info(&instruction).used_registers();
+        used.iter().any(|register| {
+            !matches!(register.access(), OpAccess::Read | OpAccess::CondRead)
+                && ARGUMENTS.contains(&register.register().full_register())
+        })
+    };
+    !before.any(writes)
 }
 
 /// The function's first instruction, whatever it is.
@@ -344,54 +365,6 @@ fn moves_stack(instruction: &Instruction) -> bool {
         || (second && is_stack(1))
 }
 
-/// Names like `name`: those that hold all its parts, then those that differ by a few letters.
-fn near(name: &str, names: &[&str]) -> Vec<String> {
-    let parts: Vec<String> = name
-        .split("::")
-        .map(|part| part.trim_matches(|c: char| !c.is_alphanumeric() && c != '_'))
-        .filter(|part| part.len() > 2)
-        .map(str::to_lowercase)
-        .collect();
-    let mut ranked: Vec<(usize, &str)> = names
-        .iter()
-        .filter_map(|candidate| {
-            let lower = candidate.to_lowercase();
-            if !parts.is_empty() && parts.iter().all(|part| lower.contains(part.as_str())) {
-                return Some((candidate.len(), *candidate));
-            }
-            let few = name.len() / 3;
-            let distance = distance(name, candidate, few)?;
-            Some((distance, *candidate))
-        })
-        .collect();
-    ranked.sort_unstable();
-    ranked.dedup();
-    let named = ranked.into_iter().take(SUGGESTED);
-    named
-        .map(|(_, candidate)| format!("`{candidate}`"))
-        .collect()
-}
-
-/// How many letters must be changed, put in or left out to make one of the other; `None` above
-/// `most`.
-fn distance(a: &str, b: &str, most: usize) -> Option<usize> {
-    if a.len().abs_diff(b.len()) > most {
-        return None;
-    }
-    let b: Vec<u8> = b.bytes().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().filter(|d| *d <= most)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -441,6 +414,22 @@ mod tests {
         // cmp rsp, [r14+16], as Go begins; jbe forward
         let go = [0x49, 0x3b, 0x66, 0x10, 0x76, 0x10, 0x55];
         check(&go, Some((4, "jbe")), Some((4, "jbe")));
+    }
+
+    #[test]
+    fn a_place_behind_a_change_of_an_argument_is_known() {
+        for (code, keeps) in [
+            // mov r12, rdx; push rbp
+            (&[0x49, 0x89, 0xd4, 0x55][..], true),
+            // mov edi, eax; push rbp
+            (&[0x89, 0xc7, 0x55], false),
+            // test rdi, rdi; push rbp
+            (&[0x48, 0x85, 0xff, 0x55], true),
+        ] {
+            let function = function(code);
+            let place = choose(&function, true).unwrap();
+            assert_eq!(keeps_arguments(&function, &place), keeps, "{code:x?}");
+        }
     }
 
     #[test]
@@ -495,19 +484,5 @@ mod tests {
         assert_eq!(refused, Err("lea, ret".to_owned()));
         let first = first(&function(&[0x48, 0x8d, 0x47, 0x01, 0xc3]));
         assert_eq!((first.offset, first.stepping), (0x1000, Stepping::Single));
-    }
-
-    #[test]
-    fn near_names_are_found_inside_mangled_ones() {
-        let names = [
-            "_ZN4shop4cart3addEv",
-            "_ZN4shop4cart6removeEv",
-            "handle_request",
-            "main",
-        ];
-        assert_eq!(near("shop::cart::add", &names), ["`_ZN4shop4cart3addEv`"]);
-        assert_eq!(near("handle_requst", &names), ["`handle_request`"]);
-        assert_eq!(near("Handle", &names), ["`handle_request`"]);
-        assert!(near("nothing_alike_at_all", &names).is_empty());
     }
 }

@@ -154,7 +154,7 @@ impl Stacks {
     }
 
     /// None of a stack that went just when it came back; the next sample brings it again.
-    fn frames_of(&self, stack: u64) -> Vec<u64> {
+    pub(super) fn frames_of(&self, stack: u64) -> Vec<u64> {
         if stack == 0 {
             return Vec::new();
         }

@@ -5,7 +5,7 @@ use lens_common::hist::BUCKETS;
 use super::{Look, Skill, View, quantile_us};
 use crate::{
     base::{
-        metric::{Bad, Metric, Unit, quantile, rate},
+        metric::{Bad, Metric, Unit, gauge, quantile, rate},
         scope::Scope,
         snapshot::By,
     },
@@ -45,6 +45,14 @@ const METRICS: &[Metric] = &[
         1000.0,
         "The longest of them.",
     ),
+    gauge(
+        "trace_cost_cpu_percent",
+        Unit::Percent,
+        Bad::Never,
+        1.0,
+        "What the trace has cost the callers, of one CPU: hits by what one costs, trap and program, as \
+         measured before.",
+    ),
 ];
 
 impl Skill for Tracer {
@@ -57,7 +65,7 @@ impl Skill for Tracer {
     }
 
     fn description(&self) -> &'static str {
-        "The calls of one user-space function and how long they took. Nothing is traced unless \
+        "The calls of one function, of a program or the kernel, and how long they took. Nothing is traced unless \
          somebody asks for it, and then one function for a bounded time; the numbers of a trace are \
          shown once, when it has ended. The number of calls is exact. Times include those of the \
          callees, waits, and one to two microseconds of the trace itself; quantiles are the upper \
@@ -80,6 +88,7 @@ impl Skill for Tracer {
                     .map(|(path, calls)| (By::Cgroup(path.clone()), reading.per_sec(calls.calls)))
                     .collect();
                 look.pairs("traced_calls_per_sec", parts);
+                look.set("trace_cost_cpu_percent", reading.cost_percent());
             }
             Scope::Cgroup(path) => show(reading, reading.cgroups.get(path)?, &mut look),
         }
@@ -125,7 +134,7 @@ mod tests {
     use crate::{
         base::quality::Quality,
         probes::{
-            Ended,
+            Ended, Means,
             prologue::{Place, Stepping},
         },
         skills::view::tests::sample,
@@ -150,14 +159,16 @@ mod tests {
         ]
         .into();
         FunctionReading {
-            file: PathBuf::from("/bin/shop"),
+            file: Some(PathBuf::from("/bin/shop")),
             function: "checkout".to_owned(),
-            place: Place {
+            by: Means::Uprobe,
+            place: Some(Place {
                 offset: 0x1000,
                 skipped: 0,
                 instruction: "push".to_owned(),
                 stepping: Stepping::Emulated,
-            },
+            }),
+            hit_ns: Some(1_000_000),
             timed: true,
             elapsed: Duration::from_secs(2),
             ended: Ended::Time,
@@ -186,6 +197,7 @@ mod tests {
         assert_eq!(host.metrics["traced_calls_per_sec"], 50.0);
         assert_eq!(host.metrics["traced_p50_us"], 2.048);
         assert_eq!(host.metrics["traced_p99_us"], 2000.0);
+        assert_eq!(host.metrics["trace_cost_cpu_percent"], 5.0);
         assert_eq!(host.pairs.len(), 2);
         let shop = look(&now, &Scope::cgroup("/shop")).unwrap();
         assert_eq!(shop.metrics["traced_calls_per_sec"], 45.0);

@@ -33,13 +33,14 @@ fn main() -> Result<()> {
     let mut next = || arguments.next().context("too few arguments");
     let directory = PathBuf::from(next()?);
     let request = TraceRequest {
-        file: PathBuf::from(next()?),
+        file: Some(PathBuf::from(next()?)),
         function: next()?,
         span: Duration::from_secs(30),
         max_hits: next()?.parse()?,
         cgroups: Vec::new(),
         returns: false,
         single_step: false,
+        force_fallback: false,
     };
     let outside = tempfile::tempdir()?;
     let attacher = Attacher::start()?;
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
         id: 0,
     };
     let (stop, _other) = std::os::unix::net::UnixStream::pair()?;
-    let itself = trace(&request, &watched, stop.as_fd(), |_| {});
+    let itself = trace(&request, &watched, stop.as_fd(), || {});
     let open = doors(outside.path(), |door| !door.is_closed());
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready")?;

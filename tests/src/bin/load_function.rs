@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -89,6 +90,12 @@ extern "C" fn work(micros: u64) -> u64 {
     micros
 }
 
+/// A call of the kernel that hardly anybody makes.
+unsafe extern "C" fn getpgid(_: u64) -> u64 {
+    // SAFETY: takes and gives a number.
+    u64::try_from(unsafe { libc::getpgid(0) }).unwrap_or_default()
+}
+
 fn function(name: &str) -> Result<unsafe extern "C" fn(u64) -> u64> {
     Ok(match name {
         "traced_push" => traced_push,
@@ -96,6 +103,7 @@ fn function(name: &str) -> Result<unsafe extern "C" fn(u64) -> u64> {
         "traced_bare" => traced_bare,
         "traced_deep" => traced_deep,
         "let_escape" => let_escape,
+        "getpgid" => getpgid,
         other => bail!("no such function: {other}"),
     })
 }
@@ -117,6 +125,7 @@ fn main() -> Result<()> {
         let name = words.get(1).copied().unwrap_or_default();
         let calls = match words.first().copied().unwrap_or_default() {
             "call" => call(function(name)?, n(2)?, n(3)?),
+            "sleep" => sleep(n(1)?, n(2)?),
             "flood" => {
                 flood = Some(Flood::start(function(name)?));
                 0
@@ -133,6 +142,14 @@ fn call(function: unsafe extern "C" fn(u64) -> u64, times: u64, argument: u64) -
     for _ in 0..times {
         // SAFETY: they take a number and touch nothing but their stack.
         black_box(unsafe { function(black_box(argument)) });
+    }
+    times
+}
+
+/// Sleeps so often for so many microseconds.
+fn sleep(times: u64, micros: u64) -> u64 {
+    for _ in 0..times {
+        std::thread::sleep(Duration::from_micros(micros));
     }
     times
 }

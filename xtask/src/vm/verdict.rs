@@ -41,6 +41,11 @@ impl Verdict {
             {
                 verdict.failed(failed);
             }
+            if let Some(lacking) = line.strip_prefix("lacks   ")
+                && verdict.doctor.is_none()
+            {
+                verdict.lacking.push(lacking.to_owned());
+            }
             if let Some(counts) = counts::of_line(line) {
                 verdict.counts = counts;
             }
@@ -138,6 +143,11 @@ mod tests {
         let verdict = Verdict::parse(&[BOOTED, lacks, rest].concat());
         assert_eq!(verdict.trouble(), None);
         assert_eq!(verdict.lacking.len(), 1);
+        let on_demand = "lacks   traces of the kernel's functions: no fentry\r\n";
+        let fine =
+            "@ doctor 0 after 3 s\r\ntest result: ok. 2 passed; 0 failed\r\n@ tests 0 after 9 s";
+        let verdict = Verdict::parse(&[BOOTED, on_demand, fine].concat());
+        assert_eq!((verdict.trouble(), verdict.lacking.len()), (None, 1));
         let trouble = trouble_of(&[BOOTED, lacks, refuses, rest]);
         assert!(trouble.is_some_and(|t| t.contains("refused object") && !t.contains("received")));
     }

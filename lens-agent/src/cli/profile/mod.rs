@@ -231,7 +231,7 @@ fn show_stack(out: &mut Out, cgroup: &CgroupProfile, stack: &StackTime) -> Resul
     Ok(())
 }
 
-fn told(frame: &Frame) -> String {
+pub(super) fn told(frame: &Frame) -> String {
     let what = match (frame.kernel, frame.inlined) {
         (true, _) => " [kernel]",
         (_, true) => " [inlined]",

@@ -6,15 +6,11 @@
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 use lens_common::profile::SleepSlot;
-use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use super::{PERIOD_NS, Sampler, offcpu::OffCpu};
 use crate::{
-    base::{
-        clock::{Clock as _, SystemClock},
-        quality::Quality,
-    },
+    base::quality::Quality,
     probes::{
         self, GlobError, Globs, KernelTypes, KernelTypesError, ObjectError, ProbeError, Setup,
         Watched,
@@ -23,6 +19,7 @@ use crate::{
         stacks::StackSample,
         symbols::{Frame, NamedStack, Symbols},
         targets::Targets,
+        waiting::{now, sleep},
     },
 };
 
@@ -174,7 +171,7 @@ pub fn profile(
     attached();
     let end = began + request.span;
     for step in 1_u32.. {
-        if now() >= end || sleep(stop, end.min(now() + STEP)).map_err(system("cannot wait"))? {
+        if now() >= end || sleep(stop, &[], end.min(now() + STEP)).map_err(system("cannot wait"))? {
             break;
         }
         let sweep = step.is_multiple_of(SWEEP);
@@ -343,23 +340,4 @@ fn without_switch(stack: &mut NamedStack) {
     if let Some(at) = stack.frames.iter().rposition(is_switch) {
         stack.frames.truncate(at + 1);
     }
-}
-
-/// Sleeps until `until`; whether it was stopped.
-fn sleep(stop: BorrowedFd<'_>, until: Duration) -> io::Result<bool> {
-    let left = until.saturating_sub(now());
-    let left = rustix::time::Timespec {
-        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: left.subsec_nanos().into(),
-    };
-    let mut stopped = [PollFd::from_borrowed_fd(stop, PollFlags::IN)];
-    match poll(&mut stopped, Some(&left)) {
-        Ok(_) => Ok(!stopped[0].revents().is_empty()),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(why) => Err(why.into()),
-    }
-}
-
-fn now() -> Duration {
-    SystemClock.now().mono
 }

@@ -20,5 +20,6 @@ pub fn name_stacks(samples: &[super::StackSample]) -> Vec<NamedStack> {
 }
 
 pub(super) use kernel::KernelSymbols;
+pub(super) use process::start_stack;
 pub(super) use stack::Symbols;
 pub use stack::{Frame, NamedStack};

@@ -195,7 +195,7 @@ fn perf_map(pid: u32) -> Option<Opened> {
 }
 
 /// Field 28 of `/proc/PID/stat`: `mm->start_stack`.
-fn start_stack(pid: u32) -> Option<u64> {
+pub(in crate::probes) fn start_stack(pid: u32) -> Option<u64> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     // In front is the name, which may hold anything.
