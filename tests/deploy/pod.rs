@@ -142,8 +142,9 @@ fn a_pod_is_ready_by_its_address_and_names_cgroups_as_the_host_does() -> Result<
     assert!(!targets.to_string().contains(".."), "{targets:#}");
 
     // Its processes are found by what /proc says of them, which a cgroup namespace changes.
-    // Ours are the agent, and the child that attaches for it.
-    for (cgroup, count) in [(&cart, 1.0), (&own, 2.0)] {
+    // Ours are the agent, the child that attaches for it, and, because a provider is configured, the
+    // one that names stacks.
+    for (cgroup, count) in [(&cart, 1.0), (&own, 3.0)] {
         let path = format!("/api/v1/snapshots?scope={}", cgroup.path());
         agent.wait(&format!("the process in {}", cgroup.path()), |address| {
             let snapshots = ask(address, &path)?;
