@@ -36,6 +36,7 @@ pub mod sample;
 pub mod stacks;
 pub mod target;
 pub mod task;
+pub mod traps;
 
 #[cfg(not(test))]
 #[panic_handler]

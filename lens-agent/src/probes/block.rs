@@ -170,9 +170,8 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         .places("DIRTIED", DIRTIED_PLACES);
     Slots::<BlockSlot>::plan(&mut plan);
     let mut object = plan.load()?;
-    let wrong = |why: aya::maps::MapError| read_error(&why);
-    let flights = HashMap::try_from(object.take_map("FLIGHT")?).map_err(wrong)?;
-    let devices = HashMap::try_from(object.take_map("DEVICE")?).map_err(wrong)?;
+    let flights = object.take_map("FLIGHT")?;
+    let devices = object.take_map("DEVICE")?;
     object.attach("block_rq_complete", types)?;
     object.attach("block_rq_issue", types)?;
     object.attach("block_rq_insert", types)?;

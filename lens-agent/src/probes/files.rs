@@ -188,12 +188,12 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         "jbd2_handle_stats",
     ];
     let has_journals = attach(JOURNAL, has_journal, &of_journal);
-    let devices = HashMap::try_from(object.take_map("DEVICE")?);
+    let devices = object.take_map("DEVICE")?;
     Ok(Box::new(Files {
         losses: Losses::of(&object)?,
         slots: Slots::of(&object)?,
         lengths: Lengths::of_known("files", &object)?,
-        devices: devices.map_err(|why| read_error(&why))?,
+        devices,
         near: Near::of(&object)?,
         object,
         missing,

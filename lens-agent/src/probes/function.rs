@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{HashMap, MapData, RingBuf};
 use lens_common::{
     function::{Calls, HITS, LimitEvent, TRAPS, Tracing},
     hist::{BUCKETS, Hist},
@@ -457,29 +457,20 @@ impl Programs {
         plan.constant("FILTERED", u32::from(!cgroups.is_empty()));
         plan.constant("TIMED", u32::from(timed));
         let mut object = plan.load()?;
-        let wrong = |why: aya::maps::MapError| ObjectError::Load {
+        let mut callers: HashMap<MapData, u64, [u64; CALLS]> = object.take_map("CALLER")?;
+        // Those that find no room.
+        let room = callers.insert(0, [0; CALLS], 0);
+        room.map_err(|why| ObjectError::Load {
             object: "function",
             why: why.to_string(),
-        };
-        let mut callers: HashMap<MapData, u64, [u64; CALLS]> =
-            HashMap::try_from(object.take_map("CALLER")?).map_err(wrong)?;
-        // Those that find no room.
-        callers.insert(0, [0; CALLS], 0).map_err(wrong)?;
-        let asked = HashMap::try_from(object.take_map("ASKED_FOR")?).map_err(wrong)?;
-        let Map::RingBuf(events) = object.take_map("EVENTS")? else {
-            return Err(ObjectError::Load {
-                object: "function",
-                why: "EVENTS is no ring buffer".to_owned(),
-            }
-            .into());
-        };
+        })?;
         Ok(Self {
             timed,
             losses: Losses::of(&object)?,
             tracing: object.mapped_once("TRACING", 1)?,
             callers,
-            asked,
-            events: RingBuf::try_from(Map::RingBuf(events)).map_err(wrong)?,
+            asked: object.take_map("ASKED_FOR")?,
+            events: object.take_map("EVENTS")?,
             object,
         })
     }

@@ -47,13 +47,8 @@ impl Lengths {
 
     /// Maps them.
     pub(super) fn of(probe: &'static str, object: &mut Object) -> Result<Self, ObjectError> {
-        let under_way = HashMap::try_from(object.take_map("UNDER_WAY")?);
-        let under_way = under_way.map_err(|why| ObjectError::Load {
-            object: probe,
-            why: format!("map UNDER_WAY: {why}"),
-        })?;
         Ok(Self {
-            under_way: Some(under_way),
+            under_way: Some(object.take_map("UNDER_WAY")?),
             ..Self::of_known(probe, object)?
         })
     }

@@ -161,11 +161,7 @@ impl Lifecycle {
         plan.places("FORKER", FORKERS);
         Slots::<LifecycleSlot>::plan(&mut plan);
         let mut object = plan.load()?;
-        let exits =
-            RingBuf::try_from(object.take_map("EXITS")?).map_err(|why| ObjectError::Load {
-                object: "lifecycle",
-                why: format!("map EXITS: {why}"),
-            })?;
+        let exits = object.take_map("EXITS")?;
         object.attach("sched_process_fork", types)?;
         object.attach("sched_process_exec", types)?;
         object.attach("sched_process_exit", types)?;

@@ -125,10 +125,6 @@ pub(super) fn start(setup: &Setup<'_>) -> Result<Box<dyn Probe>, ProbeError> {
         Err("this kernel does not tell whose an address space is, or how big".to_owned())
     };
     let known_spaces = object.take_map("SPACE")?;
-    let known_spaces = HashMap::try_from(known_spaces).map_err(|why| ProbeError::Read {
-        probe: "memory",
-        why: format!("map SPACE: {why}"),
-    })?;
     let counts_major = object
         .attach_to_every("major_fault", Event::MajorFault)
         .map_err(|why| why.to_string());

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapInfo,
+    maps::{Map, MapError, MapInfo},
     programs::{
         Iter, Program, ProgramError, UProbe,
         tp_btf::BtfTracePointLinkId,
@@ -582,11 +582,17 @@ impl Object {
         Ok(Mapped::of(&self.ebpf, map, block, self.cpus)?)
     }
 
-    /// Takes any other map, which must outlive the loading of the programs that use it.
-    pub fn take_map(&mut self, map: &'static str) -> Result<aya::maps::Map, ObjectError> {
-        self.ebpf
-            .take_map(map)
-            .ok_or(ObjectError::Map(MappedError::Absent(map)))
+    /// Takes any other map, as what it is; it must outlive the loading of the programs that use it.
+    pub(super) fn take_map<M: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        map: &'static str,
+    ) -> Result<M, ObjectError> {
+        let taken = self.ebpf.take_map(map);
+        let taken = taken.ok_or(ObjectError::Map(MappedError::Absent(map)))?;
+        M::try_from(taken).map_err(|why| ObjectError::Load {
+            object: self.name,
+            why: format!("map {map}: {why}"),
+        })
     }
 
     /// What the object's programs have cost so far.

@@ -87,15 +87,10 @@ impl Stacks {
 
     /// Takes the maps, before the programs are loaded.
     pub(super) fn of(object: &mut Object) -> Result<Self, ObjectError> {
-        let name = object.name();
-        let wrong = |why: aya::maps::MapError| ObjectError::Load {
-            object: name,
-            why: why.to_string(),
-        };
         Ok(Self {
-            object: name,
-            seen: HashMap::try_from(object.take_map("SEEN")?).map_err(wrong)?,
-            frames: HashMap::try_from(object.take_map("STACKS")?).map_err(wrong)?,
+            object: object.name(),
+            seen: object.take_map("SEEN")?,
+            frames: object.take_map("STACKS")?,
             used: BTreeSet::new(),
             unused: BTreeSet::new(),
             gone: None,

@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
+use aya::maps::{HashMap, MapData, Queue, RingBuf};
 use lens_common::{
     limits::{MAX_TARGETS, TARGET_NAMES},
     target::{CgroupEvent, MADE, OTHER_SLOT, Target},
@@ -151,24 +151,16 @@ impl Targets {
             .share("TARGETS", pins);
         let mut object = plan.load()?;
         let losses = Losses::of(&object)?;
-        let wrong = |map: &'static str, why: String| ObjectError::Load {
-            object: "targets",
-            why: format!("map {map}: {why}"),
-        };
-        let table = HashMap::try_from(object.take_map("TARGETS")?)
-            .map_err(|why| wrong("TARGETS", why.to_string()))?;
-        let mut free: Queue<MapData, u32> = Queue::try_from(object.take_map("FREE")?)
-            .map_err(|why| wrong("FREE", why.to_string()))?;
+        let table = object.take_map("TARGETS")?;
+        let mut free: Queue<MapData, u32> = object.take_map("FREE")?;
         let aside = MAX_TARGETS;
         for slot in 1..aside {
-            free.push(slot, 0)
-                .map_err(|why| wrong("FREE", why.to_string()))?;
+            free.push(slot, 0).map_err(|why| ObjectError::Load {
+                object: "targets",
+                why: format!("map FREE: {why}"),
+            })?;
         }
-        let Map::RingBuf(events) = object.take_map("EVENTS")? else {
-            return Err(wrong("EVENTS", "not a ring buffer".to_owned()));
-        };
-        let events = RingBuf::try_from(Map::RingBuf(events))
-            .map_err(|why| wrong("EVENTS", why.to_string()))?;
+        let events = object.take_map("EVENTS")?;
         object.attach("cgroup_mkdir", types)?;
         object.attach("cgroup_rmdir", types)?;
         let mut targets = Self {

@@ -22,10 +22,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use lens_common::{
-    function::{
-        ASKED, CALLERS, Calls, DEPTH, EVENT_BYTES, Frame, HITS, IN_KERNEL, LimitEvent, Stack,
-        TRAPS, Tracing,
-    },
+    function::{ASKED, CALLERS, Calls, DEPTH, EVENT_BYTES, Frame, HITS, IN_KERNEL, Stack, Tracing},
     hist::{BUCKETS, bucket},
     loss,
 };
@@ -37,6 +34,7 @@ use lens_ebpf::{
     per_cpu,
     target::cgroup_of,
     task::{TaskStorage, current},
+    traps,
 };
 
 #[map]
@@ -96,13 +94,12 @@ fn hit() -> Option<Hit> {
     let tracing = TRACING.get_ptr_mut(0)?;
     // SAFETY: words of a map's value, and the current task.
     unsafe {
-        let traps = atomic::add_up(&raw mut (*tracing).traps, 1);
-        if traps == 1 {
-            write_volatile(&raw mut (*tracing).first_ns, now());
-        }
-        if traps == read_volatile(&raw const (*tracing).trap_limit) {
-            tell(TRAPS, traps);
-        }
+        traps::hit(
+            &EVENTS,
+            &raw mut (*tracing).traps,
+            &raw mut (*tracing).first_ns,
+            &raw const (*tracing).trap_limit,
+        );
         let task = current();
         let cgroup = cgroup_of(task);
         if FILTERED.load() != 0 && ASKED_FOR.get_ptr(cgroup).is_none() {
@@ -114,7 +111,7 @@ fn hit() -> Option<Hit> {
             return None;
         }
         if hits == limit {
-            tell(HITS, hits);
+            traps::tell(&EVENTS, HITS, hits);
         }
         if let Some(calls) = calls_of(cgroup) {
             atomic::add(&raw mut (*calls).calls, 1);
@@ -375,18 +372,4 @@ fn calls_of(cgroup: u64) -> Option<*mut Calls> {
     }
     count(loss::CALLERS);
     CALLER.get_ptr_mut(0)
-}
-
-#[inline(always)]
-fn tell(what: u64, n: u64) {
-    let Some(mut event) = EVENTS.reserve::<LimitEvent>(0) else {
-        count(loss::EVENTS);
-        return;
-    };
-    event.write(LimitEvent {
-        what,
-        n,
-        at_ns: now(),
-    });
-    event.submit(0);
 }

@@ -21,18 +21,17 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use lens_common::{
-    function::{LimitEvent, TRAPS},
     heap::{Call, EVENT_BYTES, Heaping, LIVE, Live, Site},
     limits, loss,
     stacks::Place,
 };
 use lens_ebpf::{
     atomic,
-    clock::now,
     field::read,
     loss::count,
     per_cpu, stacks,
     task::{TASK_TGID, TaskStorage, current},
+    traps,
 };
 
 stacks!(STACK);
@@ -181,13 +180,12 @@ fn trapped() -> Option<(*mut Heaping, u64)> {
     let heaping = HEAPING.get_ptr_mut(0)?;
     // SAFETY: words of a map's value.
     unsafe {
-        let traps = atomic::add_up(&raw mut (*heaping).traps, 1);
-        if traps == 1 {
-            write_volatile(&raw mut (*heaping).first_ns, now());
-        }
-        if traps == read_volatile(&raw const (*heaping).trap_limit) {
-            tell(traps);
-        }
+        traps::hit(
+            &EVENTS,
+            &raw mut (*heaping).traps,
+            &raw mut (*heaping).first_ns,
+            &raw const (*heaping).trap_limit,
+        );
         let one_in = read_volatile(&raw const (*heaping).one_in);
         (one_in != 0).then_some((heaping, one_in))
     }
@@ -271,18 +269,4 @@ fn site(place: &Place) -> Option<*mut Site> {
         count(loss::PLACES);
     }
     site
-}
-
-#[inline(always)]
-fn tell(n: u64) {
-    let Some(mut event) = EVENTS.reserve::<LimitEvent>(0) else {
-        count(loss::EVENTS);
-        return;
-    };
-    event.write(LimitEvent {
-        what: TRAPS,
-        n,
-        at_ns: now(),
-    });
-    event.submit(0);
 }

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{HashMap, MapData, RingBuf};
 use lens_common::{
     function::LimitEvent,
     heap::{Heaping, Site},
@@ -31,7 +31,7 @@ use self::target::Target;
 use super::{
     GlobError, Globs, KernelTypes, KernelTypesError, NamedStack, ObjectError, Watched, batch,
     function::names,
-    keyed::store,
+    keyed::{empty, store},
     mapped::Mapped,
     object::{Attached, Losses, Machine, Object, Plan, bytes},
     prologue::{self, PlaceError, Stepping},
@@ -494,26 +494,13 @@ impl Programs {
         Stacks::plan(&mut plan)?;
         plan.without("SEEN");
         let mut object = plan.load()?;
-        let wrong = |why: aya::maps::MapError| ObjectError::Load {
-            object: "heap",
-            why: why.to_string(),
-        };
         Ok(Self {
             losses: Losses::of(&object)?,
             heaping: object.mapped_once("HEAPING", 1)?,
-            allocated: HashMap::try_from(object.take_map("ALLOCATED")?).map_err(wrong)?,
-            sites: HashMap::try_from(object.take_map("SITES")?).map_err(wrong)?,
+            allocated: object.take_map("ALLOCATED")?,
+            sites: object.take_map("SITES")?,
             stacks: Stacks::of(&mut object)?,
-            events: match object.take_map("EVENTS")? {
-                Map::RingBuf(events) => RingBuf::try_from(Map::RingBuf(events)).map_err(wrong)?,
-                _ => {
-                    return Err(ObjectError::Load {
-                        object: "heap",
-                        why: "EVENTS is no ring buffer".to_owned(),
-                    }
-                    .into());
-                }
-            },
+            events: object.take_map("EVENTS")?,
             object,
         })
     }
@@ -555,14 +542,8 @@ impl Programs {
         for word in 0..size_of::<Heaping>() / 8 {
             self.set_word(8 * word, 0);
         }
-        let keys: Vec<_> = self.allocated.keys().flatten().collect();
-        for key in keys {
-            let _ = self.allocated.remove(&key);
-        }
-        let keys: Vec<_> = self.sites.keys().flatten().collect();
-        for key in keys {
-            let _ = self.sites.remove(&key);
-        }
+        empty(&mut self.allocated);
+        empty(&mut self.sites);
         Ok(Costs {
             hit_ns: bare / 2,
             follow_ns: followed.saturating_sub(bare),

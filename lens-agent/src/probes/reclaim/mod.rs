@@ -184,11 +184,7 @@ impl Reclaim {
         Lengths::plan(&mut plan);
         Slots::<ReclaimSlot>::plan(&mut plan);
         let mut object = plan.load()?;
-        let ooms =
-            RingBuf::try_from(object.take_map("OOMS")?).map_err(|why| ObjectError::Load {
-                object: "reclaim",
-                why: format!("map OOMS: {why}"),
-            })?;
+        let ooms = object.take_map("OOMS")?;
         let mut missing = attach(&mut object, types, tells_victim);
         if !tells_limit {
             let why = "this kernel does not tell how full a cgroup is";
